@@ -1,0 +1,141 @@
+// Package sandbox runs a process isolated from the machine: its own mounts,
+// pids, hostname, IPC and, if asked, network; a pivoted root; masked paths;
+// docker's default capabilities and seccomp profile; cgroup limits.
+//
+// There is no re-executed init. The sandbox is a thread: one locked OS thread
+// unshares its namespaces, mounts, pivots, drops its capabilities, installs
+// the seccomp filter and then forks and executes the process; the Go runtime
+// never reuses such a thread, it dies with its goroutine. That saves the
+// start-up of a second Go program for each RUN (two milliseconds in place of
+// fifteen). Mounts live in the thread's namespace only, so that a killed
+// strake leaves none behind.
+package sandbox
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/strake-project/strake/internal/rootfs"
+)
+
+// Spec says what to run, where and how isolated. The zero value of each field
+// is docker's default.
+type Spec struct {
+	Root rootfs.Root
+	// ReadOnly remounts the root read-only after the mounts are made.
+	ReadOnly bool
+	Mounts   []Mount
+
+	Args []string
+	Env  []string // KEY=value; PATH decides where Args[0] is found
+	Cwd  string   // made if missing, as docker does; "" is /
+	// User is docker's USER: name or uid, optionally :group or :gid, looked up
+	// in the root's own /etc/passwd and /etc/group. HOME is added to Env where
+	// it is missing.
+	User   string
+	Groups []string // --group-add
+
+	Hostname string
+	// Hosts and ResolvConf are the contents of the two files, bind-mounted
+	// over the root's; nil means made from the machine's.
+	Hosts, ResolvConf []byte
+	ExtraHosts        []string // "name:ip"
+	Network           Network
+
+	Privileged      bool
+	NoNewPrivileges bool
+	CapAdd, CapDrop []string // with or without CAP_, ALL
+	// Seccomp is "" for docker's default profile, "unconfined", or a profile in
+	// docker's JSON.
+	Seccomp string
+
+	Limits  Limits
+	Rlimits []Rlimit
+	ShmSize int64 // bytes of /dev/shm; 0 is 64 MiB
+
+	// Terminal gives the process a pseudo-terminal; its master is handed to
+	// OnTerminal, and Stdin, Stdout, Stderr are not used.
+	Terminal   bool
+	OnTerminal func(master *os.File)
+	Stdin      io.Reader // nil is /dev/null
+	Stdout     io.Writer // nil is /dev/null
+	Stderr     io.Writer
+}
+
+// Network is the process's network.
+type Network string
+
+// The networks of this slice. Bridge comes with package network.
+const (
+	Host Network = "host"
+	None Network = "none" // loopback only
+)
+
+// Mount is one further mount, made in the order of destinations.
+type Mount struct {
+	Type        string // "bind", "tmpfs", "overlay"
+	Source      string // of a bind: absolute path on the machine
+	Overlay     *rootfs.Root
+	Destination string // resolved inside the root; made if missing
+	ReadOnly    bool
+	// Recursive binds what is mounted below Source too.
+	Recursive bool
+	Size      int64  // of a tmpfs, bytes; 0 no limit
+	Mode      uint32 // of a tmpfs, and of a made mount point
+	// Selector is a path inside an Overlay, resolved there, that is mounted in
+	// the place of all of it.
+	Selector string
+}
+
+// Limits are cgroup limits; 0 is no limit.
+type Limits struct {
+	Memory, MemorySwap  int64 // bytes
+	CPUShares           uint64
+	CPUPeriod, CPUQuota int64 // microseconds
+	CPUSetCPUs          string
+	CPUSetMems          string
+	Pids                int64
+	CgroupParent        string
+}
+
+// Rlimit is one --ulimit.
+type Rlimit struct {
+	Name       string // "nofile"
+	Soft, Hard uint64
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	Code   int  // docker's: 128+n for signal n
+	OOM    bool // the kernel killed something in its cgroup for memory
+	Signal int
+}
+
+// StartError is a failure to start the process; Code is docker's exit code:
+// 127 not found, 126 not executable, 125 everything else.
+type StartError struct {
+	Code int
+	Err  error
+}
+
+func (e *StartError) Error() string { return e.Err.Error() }
+func (e *StartError) Unwrap() error { return e.Err }
+
+// Process is a running process.
+type Process struct{ process }
+
+// Start starts the process. It fails with a *StartError in docker's words.
+// When ctx ends the process and all its children are killed.
+func Start(ctx context.Context, spec *Spec) (*Process, error) { panic("unwritten") }
+
+// Wait waits for the process to end and its output to be read whole.
+func (p *Process) Wait() (Exit, error) { panic("unwritten") }
+
+// Signal sends a signal to the process.
+func (p *Process) Signal(sig os.Signal) error { panic("unwritten") }
+
+// Pid is the process's id on the machine.
+func (p *Process) Pid() int { panic("unwritten") }
+
+type process struct{}
