@@ -13,8 +13,11 @@ package sandbox
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"os"
+	"syscall"
 
 	"github.com/strake-project/strake/internal/rootfs"
 )
@@ -74,7 +77,7 @@ const (
 
 // Mount is one further mount, made in the order of destinations.
 type Mount struct {
-	Type        string // "bind", "tmpfs", "overlay"
+	Type        string // "bind", "tmpfs", "overlay", "file"
 	Source      string // of a bind: absolute path on the machine
 	Overlay     *rootfs.Root
 	Destination string // resolved inside the root; made if missing
@@ -82,7 +85,11 @@ type Mount struct {
 	// Recursive binds what is mounted below Source too.
 	Recursive bool
 	Size      int64  // of a tmpfs, bytes; 0 no limit
-	Mode      uint32 // of a tmpfs, and of a made mount point
+	Mode      uint32 // of a tmpfs, a file, and of a made mount point
+	// Content of a "file" mount (a secret): a file with UID, GID and Mode on a
+	// tmpfs that only this sandbox sees; it never reaches a disk.
+	Content  []byte
+	UID, GID int
 	// Selector is a path inside an Overlay, resolved there, that is mounted in
 	// the place of all of it.
 	Selector string
@@ -127,15 +134,33 @@ type Process struct{ process }
 
 // Start starts the process. It fails with a *StartError in docker's words.
 // When ctx ends the process and all its children are killed.
-func Start(ctx context.Context, spec *Spec) (*Process, error) { panic("unwritten") }
+func Start(ctx context.Context, spec *Spec) (*Process, error) {
+	p, err := start(ctx, spec)
+	if err != nil {
+		var failed *StartError
+		if !errors.As(err, &failed) {
+			err = &StartError{Code: 125, Err: err}
+		}
+		return nil, err
+	}
+	return p, nil
+}
 
-// Wait waits for the process to end and its output to be read whole.
-func (p *Process) Wait() (Exit, error) { panic("unwritten") }
+// Wait waits for the process to end and its output to be read whole. When it
+// returns nothing of the sandbox is mounted any more.
+func (p *Process) Wait() (Exit, error) {
+	<-p.done
+	return p.exit, p.err
+}
 
-// Signal sends a signal to the process.
-func (p *Process) Signal(sig os.Signal) error { panic("unwritten") }
+// Signal sends a signal to the process; os.ErrProcessDone if it has ended.
+func (p *Process) Signal(sig os.Signal) error {
+	n, ok := sig.(syscall.Signal)
+	if !ok {
+		return fmt.Errorf("signal %v: %w", sig, errors.ErrUnsupported)
+	}
+	return p.kill(n)
+}
 
 // Pid is the process's id on the machine.
-func (p *Process) Pid() int { panic("unwritten") }
-
-type process struct{}
+func (p *Process) Pid() int { return p.pid }
