@@ -1,0 +1,132 @@
+// Package cli is the command line: one file for each command, thin: flags to
+// options, one verb of another room, what it returned printed as docker prints
+// it. Only app.go constructs things.
+package cli
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/docker/cli/cli/config"
+
+	"github.com/strake-project/strake/internal/cli/term"
+	"github.com/strake-project/strake/internal/content/store"
+)
+
+// App is what commands share: the streams, the global flags, and the store,
+// which is opened when somebody first asks for it.
+type App struct {
+	term.Streams
+	name  string // "strake", or "docker" when called by that name
+	flags globalFlags
+	log   *slog.Logger
+	store *store.Store
+}
+
+// globalFlags are the flags before the command.
+type globalFlags struct {
+	root, config, logLevel string
+	debug, version         bool
+	hosts                  []string
+	context                string
+}
+
+// Main runs the command that args (a process's whole argument list) name and
+// returns the exit code. It does not end the process and takes nothing from
+// it but its environment.
+func Main(ctx context.Context, args []string, streams term.Streams) int {
+	a := &App{Streams: streams, name: calledName(args), log: slog.New(slog.DiscardHandler)}
+	defer a.close()
+	return a.report(ctx, a.run(ctx, args))
+}
+
+// calledName is the name to print: docker's where a link of that name was
+// called, so that a script that compares docker's texts keeps working.
+func calledName(args []string) string {
+	if len(args) > 0 && filepath.Base(args[0]) == "docker" {
+		return "docker"
+	}
+	return "strake"
+}
+
+// Store opens the store at its first call.
+func (a *App) Store() (*store.Store, error) {
+	if a.store != nil {
+		return a.store, nil
+	}
+	root, err := a.Root()
+	if err != nil {
+		return nil, err
+	}
+	s, err := store.Open(root, store.Options{Log: a.log})
+	if err != nil {
+		return nil, daemon(err)
+	}
+	a.store = s
+	return s, nil
+}
+
+func (a *App) close() {
+	if a.store != nil {
+		a.store.Close()
+	}
+}
+
+// Root is the store's directory: --root, STRAKE_ROOT, or the user's default.
+func (a *App) Root() (string, error) {
+	for _, dir := range []string{a.flags.root, os.Getenv("STRAKE_ROOT")} {
+		if dir != "" {
+			return filepath.Abs(dir)
+		}
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/strake", nil
+	}
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "strake"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("no place for the store: %w; name one with --root or STRAKE_ROOT", err)
+	}
+	return filepath.Join(home, ".local/share/strake"), nil
+}
+
+// ConfigDir is the directory of docker's config.json: --config, DOCKER_CONFIG
+// or ~/.docker.
+func (a *App) ConfigDir() string {
+	if a.flags.config != "" {
+		return a.flags.config
+	}
+	return config.Dir()
+}
+
+// setLog makes the logger that --debug and --log-level ask for. Without either
+// strake logs nothing: what people need to know is in errors and output.
+func (a *App) setLog() error {
+	var level slog.Level
+	switch a.flags.logLevel {
+	case "":
+		if !a.flags.debug {
+			return nil
+		}
+	case "debug":
+		level = slog.LevelDebug
+	case "info":
+		level = slog.LevelInfo
+	case "warn":
+		level = slog.LevelWarn
+	case "error", "fatal":
+		level = slog.LevelError
+	default:
+		return &Failure{Code: 125, Err: fmt.Errorf("unable to parse logging level: %s", a.flags.logLevel)}
+	}
+	if a.flags.debug {
+		level = slog.LevelDebug
+	}
+	a.log = slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))
+	return nil
+}

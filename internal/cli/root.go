@@ -1,0 +1,127 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// topLevel lists the commands that stand directly below strake. Each function
+// makes a fresh command: docker's short spelling and the long one below
+// `image` or `container` are two commands made by the same function, told
+// apart by use, the first word of the usage line.
+//
+// A command that needs -h for itself (run --hostname) declares its own flag
+// "help" without a shorthand, which takes the place of the global one.
+func (a *App) topLevel() []*cobra.Command {
+	return []*cobra.Command{
+		common(a.versionCommand(), 90),
+
+		a.imageCommand(),
+	}
+}
+
+// run executes args.
+func (a *App) run(ctx context.Context, args []string) error {
+	root := a.rootCommand()
+	rest, err := a.parseGlobal(root, args[1:])
+	if err != nil {
+		return err
+	}
+	if a.flags.version {
+		fmt.Fprintln(a.Out, a.versionLine())
+		return nil
+	}
+	root.SetArgs(rest)
+	return root.ExecuteContext(ctx)
+}
+
+// parseGlobal reads the flags before the command and returns what follows.
+// Only those: a flag after the command is the command's own.
+func (a *App) parseGlobal(root *cobra.Command, args []string) ([]string, error) {
+	set := pflag.NewFlagSet(root.Name(), pflag.ContinueOnError)
+	set.SetInterspersed(false)
+	set.Usage = func() {}
+	set.AddFlagSet(root.Flags())
+	set.AddFlagSet(root.PersistentFlags())
+	switch err := set.Parse(args); {
+	case errors.Is(err, pflag.ErrHelp):
+		return []string{"--help"}, nil
+	case err != nil:
+		return nil, usageError(root, err)
+	}
+	if help, _ := set.GetBool("help"); help {
+		return append([]string{"--help"}, set.Args()...), nil
+	}
+	if len(a.flags.hosts) > 0 {
+		return nil, &Failure{Code: 125, Err: fmt.Errorf("--host is not supported: %s has no daemon to talk to; --root names the store it works on", a.name)}
+	}
+	if a.flags.context != "" {
+		return nil, &Failure{Code: 125, Err: fmt.Errorf("--context is not supported: %s has no daemon to talk to; --root names the store it works on", a.name)}
+	}
+	return set.Args(), a.setLog()
+}
+
+func (a *App) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:                   a.name + " [OPTIONS] COMMAND [ARG...]",
+		Short:                 "Container images without a daemon: build, move, keep, inspect and run them",
+		SilenceUsage:          true,
+		SilenceErrors:         true,
+		TraverseChildren:      true,
+		DisableFlagsInUseLine: true,
+		CompletionOptions:     cobra.CompletionOptions{HiddenDefaultCmd: true},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return fmt.Errorf("%[1]s: unknown command: %[1]s %[2]s\n\nRun '%[1]s --help' for more information", a.name, args[0])
+		},
+	}
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	root.SetIn(a.In)
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
+	root.SetFlagErrorFunc(usageError)
+	a.setHelp(root)
+
+	fs := root.Flags()
+	fs.StringVar(&a.flags.root, "root", "", "Directory of the store (default \"/var/lib/strake\" for root, else \"$XDG_DATA_HOME/strake\"; STRAKE_ROOT sets it too)")
+	fs.StringVar(&a.flags.config, "config", "", "Directory of docker's config.json with the registries' credentials (default \"~/.docker\")")
+	fs.BoolVarP(&a.flags.debug, "debug", "D", false, "Log what happens to stderr")
+	fs.StringVarP(&a.flags.logLevel, "log-level", "l", "", `Log from this level on ("debug", "info", "warn", "error", "fatal")`)
+	fs.BoolVarP(&a.flags.version, "version", "v", false, "Print version information and quit")
+	fs.StringArrayVarP(&a.flags.hosts, "host", "H", nil, "")
+	fs.StringVarP(&a.flags.context, "context", "c", "", "")
+	for _, refused := range []string{"host", "context"} {
+		fs.Lookup(refused).Hidden = true
+	}
+	pf := root.PersistentFlags()
+	pf.BoolP("help", "h", false, "Print usage")
+	pf.Lookup("help").Hidden = true
+	// The error is only about a flag that does not exist.
+	_ = pf.MarkShorthandDeprecated("help", "use --help")
+
+	root.AddCommand(a.topLevel()...)
+	return root
+}
+
+// group makes a command that only holds others.
+func (a *App) group(use, short string, sub ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: short,
+		Args:  noArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(sub...)
+	return cmd
+}
+
+// imageCommand is `strake image`.
+func (a *App) imageCommand() *cobra.Command {
+	return a.group("image", "Manage images")
+}
