@@ -1,0 +1,279 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// box is a sandbox in the making. newBox and close run anywhere; enter and
+// spawn run on the sandbox's own thread, as do all file operations in them.
+type box struct {
+	spec   *Spec
+	tid    int
+	io     stdio
+	user   identity
+	caps   capabilities
+	stubs  stubs
+	master *os.File // of the terminal
+	slave  *os.File
+}
+
+func newBox(spec *Spec) (*box, error) {
+	b := &box{spec: spec}
+	if len(spec.Args) == 0 {
+		return nil, errors.New("no command specified")
+	}
+	if spec.Cwd != "" && !path.IsAbs(spec.Cwd) {
+		return nil, fmt.Errorf("the working directory '%s' is invalid, it needs to be an absolute path", spec.Cwd)
+	}
+	var err error
+	if b.caps, err = newCapabilities(spec); err != nil {
+		return nil, err
+	}
+	if !spec.Terminal {
+		if err := b.io.open(spec); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// close gives back what the sandbox took on the machine.
+func (b *box) close() error {
+	b.io.started(&process{})
+	if b.slave != nil {
+		b.slave.Close()
+	}
+	return b.stubs.remove()
+}
+
+func (b *box) oomKilled() bool { return false }
+
+// enter makes the calling thread the sandbox: after it, the thread sees what
+// the process will see.
+func (b *box) enter() error {
+	// What strake was started with must not leak into the sandbox: an open
+	// directory of the machine would be a way out.
+	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+	flags := unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP
+	if b.spec.Network == None {
+		flags |= unix.CLONE_NEWNET
+	}
+	if err := unix.Unshare(flags); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("make namespaces: %w: run strake as root", err)
+		}
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	unix.Umask(0)
+	if b.spec.Network == None {
+		if err := loopbackUp(); err != nil {
+			return err
+		}
+	}
+	if b.spec.Hostname != "" {
+		if err := unix.Sethostname([]byte(b.spec.Hostname)); err != nil {
+			return fmt.Errorf("set hostname %q: %w", b.spec.Hostname, err)
+		}
+	}
+	if err := b.mountAll(); err != nil {
+		return err
+	}
+	var err error
+	if b.user, err = lookUp(b.spec.User, b.spec.Groups); err != nil {
+		return err
+	}
+	if err := b.chdir(); err != nil {
+		return err
+	}
+	if b.spec.Terminal {
+		if err := b.openTerminal(); err != nil {
+			return err
+		}
+	}
+	// A session keyring of its own: keys of strake's session stay out of reach.
+	unix.KeyctlJoinSessionKeyring("")
+	unix.Umask(0o022)
+	return nil
+}
+
+// chdir enters the working directory as root, as docker does: the user may
+// lack the right to look it up.
+func (b *box) chdir() error {
+	cwd := b.spec.Cwd
+	if cwd == "" {
+		cwd = "/"
+	}
+	err := unix.Chdir(cwd)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(cwd, 0o755); err == nil {
+			err = unix.Chdir(cwd)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("chdir to cwd (%q): %w", cwd, unwrapPath(err))
+	}
+	return nil
+}
+
+// spawn forks and executes the process with the thread's namespaces, root and
+// bounds.
+func (b *box) spawn() (int, error) {
+	env := b.env()
+	argv0, err := find(b.spec.Args[0], env)
+	if err != nil {
+		return 0, err
+	}
+	sys := &syscall.SysProcAttr{
+		Setsid:    true,
+		Pdeathsig: syscall.SIGKILL,
+		Credential: &syscall.Credential{
+			Uid: b.user.uid, Gid: b.user.gid, Groups: b.user.groups,
+		},
+	}
+	files := []uintptr{0, 0, 0}
+	if b.slave != nil {
+		sys.Setctty = true
+		fd := b.slave.Fd()
+		files = []uintptr{fd, fd, fd}
+	} else {
+		for i, f := range b.io.child {
+			files[i] = f.Fd()
+			b.giveTo(f)
+		}
+	}
+	if err := b.confine(); err != nil {
+		return 0, err
+	}
+	pid, err := syscall.ForkExec(argv0, b.spec.Args, &syscall.ProcAttr{Env: env, Files: files, Sys: sys})
+	if err != nil {
+		return 0, execError(argv0, err)
+	}
+	return pid, nil
+}
+
+// giveTo lets the process reopen a pipe through /dev/stdout, as programs that
+// log to it do: pipes belong to who made them.
+func (b *box) giveTo(f *os.File) {
+	const pipefs = 0x50495045
+	var st unix.Statfs_t
+	fd := int(f.Fd())
+	if b.user.uid != 0 && unix.Fstatfs(fd, &st) == nil && st.Type == pipefs {
+		unix.Fchown(fd, int(b.user.uid), int(b.user.gid))
+	}
+}
+
+func (b *box) env() []string {
+	env := slices.Clone(b.spec.Env)
+	for _, kv := range env {
+		if strings.HasPrefix(kv, "HOME=") {
+			return env
+		}
+	}
+	return append(env, "HOME="+b.user.home)
+}
+
+// find looks the command up inside the root, in the words of runc.
+func find(name string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		if err := executable(name); err != nil {
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+				return "", &StartError{127, fmt.Errorf("exec: %q: stat %s: %w", name, name, unwrapPath(err))}
+			}
+			return "", notExecutable(name, err)
+		}
+		return name, nil
+	}
+	var denied error
+	for _, kv := range env {
+		list, ok := strings.CutPrefix(kv, "PATH=")
+		if !ok {
+			continue
+		}
+		for dir := range strings.SplitSeq(list, ":") {
+			if !path.IsAbs(dir) {
+				continue // relative to what? exec.LookPath refuses these too
+			}
+			file := path.Join(dir, name)
+			err := executable(file)
+			if err == nil {
+				return file, nil
+			}
+			if errors.Is(err, fs.ErrPermission) && denied == nil && !errors.Is(err, unix.EISDIR) {
+				denied = err
+			}
+		}
+		break
+	}
+	if denied != nil {
+		return "", notExecutable(name, denied)
+	}
+	return "", &StartError{127, fmt.Errorf("exec: %q: executable file not found in $PATH", name)}
+}
+
+func notExecutable(name string, err error) error {
+	if errors.Is(err, unix.EISDIR) {
+		return &StartError{126, fmt.Errorf("exec: %q: is a directory: %w", name, fs.ErrPermission)}
+	}
+	return &StartError{126, fmt.Errorf("exec: %q: %w", name, unwrapPath(err))}
+}
+
+func executable(file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return unix.EISDIR
+	}
+	if info.Mode()&0o111 == 0 {
+		return fs.ErrPermission
+	}
+	return nil
+}
+
+// execError puts a failed exec into the words and the exit code that a docker
+// container ends with.
+func execError(argv0 string, err error) error {
+	switch {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return &StartError{126, fmt.Errorf("exec: %q: %w", argv0, fs.ErrPermission)}
+	default:
+		// The wrong architecture, a script without #! or without its interpreter.
+		return &StartError{255, fmt.Errorf("exec %s: %w", argv0, err)}
+	}
+}
+
+// unwrapPath drops the operation and the path, which the message has already.
+func unwrapPath(err error) error {
+	var pathErr *fs.PathError
+	if errors.As(err, &pathErr) {
+		return pathErr.Err
+	}
+	return err
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("bring loopback up: %w", err)
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq("lo")
+	if err == nil {
+		ifr.SetUint16(unix.IFF_UP)
+		err = unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+	}
+	if err != nil {
+		return fmt.Errorf("bring loopback up: %w", err)
+	}
+	return nil
+}

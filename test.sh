@@ -1,0 +1,19 @@
+#!/bin/bash
+# All tests, as root on Debian 12 with Go: installs what they need, builds the
+# binary, runs everything. With CI set, no test may skip. usage: ./test.sh
+. "$(dirname "$0")/setup.sh"
+need busybox=busybox-static mmdebstrap=mmdebstrap docker-registry=docker-registry skopeo=skopeo \
+	curl=curl xz=xz-utils zstd=zstd bzip2=bzip2 gcc=gcc unshare=util-linux
+build
+unformatted=$(gofmt -l $(git ls-files '*.go'))
+[ -z "$unformatted" ] || { echo "gofmt would change: $unformatted"; exit 1; }
+go vet ./...
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+go test -count=1 -timeout 30m "$@" -v ./... >"$out" 2>&1 && ok=1 || ok=
+grep -E '^(ok|FAIL|---? FAIL|panic:|\?)' "$out" || true
+if grep -E '^ *--- SKIP' "$out"; then
+	grep -B3 -E '^ *--- SKIP' "$out" | grep -v '^=== ' || true
+	[ -z "${CI:-}" ] || { echo "a test skipped; in CI none may"; exit 1; }
+fi
+[ -n "$ok" ] || { grep -vE '^(=== |ok|--- PASS| *--- PASS)' "$out" | tail -n 400; exit 1; }
