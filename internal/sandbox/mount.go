@@ -1,0 +1,391 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-project/strake/internal/rootfs"
+)
+
+// The root is put together in the thread's own mount namespace in two acts.
+//
+// Outside: a small tmpfs, the workshop, is laid over "/" (where only who holds
+// its descriptor sees it). In it are made what the overlay and the binds need:
+// short symbolic links to the layers' trees, so that any number of layers fits
+// the one page that mount(2) takes, and no path has to be escaped; a lowest
+// layer of empty mount points, so that none has to be made in the upper
+// directory; the generated /etc files; the device nodes. What is to be
+// bind-mounted is cloned into detached mounts, held by descriptors.
+//
+// Inside: after pivot_root every destination is resolved by the kernel in the
+// root it belongs to, so that no symbolic link of an image leads out of it.
+
+const stubDir = "s"
+
+// pending is a mount that waits for the root to be entered.
+type pending struct {
+	fd   int
+	dest string
+	dir  bool
+	mode uint32 // of a mount point that must be made
+}
+
+func (b *box) mountAll() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := enterWorkshop(); err != nil {
+		return err
+	}
+	files, err := b.generate()
+	if err != nil {
+		return err
+	}
+	mounts := slices.Clone(b.spec.Mounts)
+	slices.SortStableFunc(mounts, func(x, y Mount) int {
+		return strings.Count(path.Clean(x.Destination), "/") - strings.Count(path.Clean(y.Destination), "/")
+	})
+	waiting := make([]*pending, len(mounts))
+	defer func() {
+		for _, w := range append(waiting, files...) {
+			if w != nil && w.fd >= 0 {
+				unix.Close(w.fd)
+			}
+		}
+	}()
+	for i := range mounts {
+		if waiting[i], err = b.prepareMount(i, &mounts[i]); err != nil {
+			return err
+		}
+	}
+	if err := b.mountRoot(append(slices.Clone(waiting), files...)); err != nil {
+		return err
+	}
+	if err := pivot(); err != nil {
+		return err
+	}
+	if err := b.mountSystem(); err != nil {
+		return err
+	}
+	for _, f := range files {
+		if !covers(mounts, f.dest) {
+			if err := b.attach(f); err != nil {
+				return err
+			}
+		}
+	}
+	for _, w := range waiting {
+		if err := b.attach(w); err != nil {
+			return err
+		}
+	}
+	if b.spec.ReadOnly {
+		if err := remountReadOnly("/"); err != nil {
+			return err
+		}
+	}
+	if !b.spec.Privileged {
+		return mask()
+	}
+	return nil
+}
+
+// covers tells whether the caller mounts something of its own at dest.
+func covers(mounts []Mount, dest string) bool {
+	return slices.ContainsFunc(mounts, func(m Mount) bool { return path.Clean(m.Destination) == dest })
+}
+
+func enterWorkshop() error {
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("fsopen tmpfs: %w: running processes needs Linux 5.2 or later", err)
+	}
+	defer unix.Close(fs)
+	if err = unix.FsconfigSetString(fs, "mode", "0755"); err == nil {
+		err = unix.FsconfigCreate(fs)
+	}
+	if err != nil {
+		return fmt.Errorf("make tmpfs: %w", err)
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make tmpfs: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount tmpfs: %w", err)
+	}
+	if err := unix.Fchdir(fd); err != nil {
+		return err
+	}
+	for _, d := range []string{stubDir, "root"} {
+		if err := unix.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stub makes an empty mount point in the lowest layer. Where the image has
+// something at that path, the image's is seen.
+func stub(dest string, dir bool) {
+	p := path.Join(stubDir, path.Clean("/"+dest))
+	if !dir {
+		os.MkdirAll(path.Dir(p), 0o755)
+		if f, err := os.OpenFile(p, os.O_CREATE|os.O_WRONLY, 0o755); err == nil {
+			f.Close()
+		}
+		return
+	}
+	os.MkdirAll(p, 0o755)
+}
+
+// mountRoot mounts the overlay at root in the workshop.
+func (b *box) mountRoot(points []*pending) error {
+	for _, d := range []string{"/proc", "/sys", "/dev"} {
+		stub(d, true)
+	}
+	for _, p := range points {
+		stub(p.dest, p.dir)
+	}
+	return mountOverlay(&b.spec.Root, "root", stubDir, "")
+}
+
+// mountOverlay mounts r at target, with the directory lowest, if there is one,
+// below its layers. Names in the workshop begin with prefix.
+func mountOverlay(r *rootfs.Root, target, lowest, prefix string) error {
+	var opts strings.Builder
+	opts.WriteString("lowerdir=")
+	link := func(to, name string) error {
+		if err := unix.Symlink(to, name); err != nil {
+			return fmt.Errorf("link to layer %s: %w", to, err)
+		}
+		return nil
+	}
+	n := 0
+	for _, l := range r.Lowers {
+		name := prefix + strconv.Itoa(n)
+		if err := link(l, name); err != nil {
+			return err
+		}
+		if n > 0 {
+			opts.WriteByte(':')
+		}
+		opts.WriteString(name)
+		n++
+	}
+	if lowest != "" {
+		if n > 0 {
+			opts.WriteByte(':')
+		}
+		opts.WriteString(lowest)
+		n++
+	}
+	flags := uintptr(unix.MS_NODEV)
+	if r.Upper != "" {
+		if err := link(r.Upper, prefix+"u"); err != nil {
+			return err
+		}
+		if err := link(r.Work, prefix+"w"); err != nil {
+			return err
+		}
+		opts.WriteString(",upperdir=" + prefix + "u,workdir=" + prefix + "w")
+	} else {
+		flags |= unix.MS_RDONLY
+		if n < 2 { // an overlay without upper directory wants two layers
+			empty := prefix + "e"
+			if err := unix.Mkdir(empty, 0o755); err != nil {
+				return err
+			}
+			opts.WriteString(":" + empty)
+		}
+	}
+	// Without these an upper directory is no plain diff of the layers.
+	opts.WriteString(",redirect_dir=off,metacopy=off,index=off")
+	data := opts.String()
+	if r.Upper != "" {
+		// volatile: the unmount does not sync all of the disk. The store knows
+		// what was not synced and checks it after a crash of the machine.
+		os.RemoveAll(path.Join(r.Work, "work/incompat"))
+		err := unix.Mount("overlay", target, "overlay", flags, data+",volatile")
+		if err != unix.EINVAL { // before Linux 5.10
+			return overlayError(r, err)
+		}
+	}
+	return overlayError(r, unix.Mount("overlay", target, "overlay", flags, data))
+}
+
+func overlayError(r *rootfs.Root, err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, d := range append(slices.Clone(r.Lowers), r.Upper, r.Work) {
+		if d == "" {
+			continue
+		}
+		if _, statErr := os.Stat(d); statErr != nil {
+			return fmt.Errorf("mount overlay: %w", statErr)
+		}
+	}
+	return fmt.Errorf("mount overlay of %d layers: %w", len(r.Lowers), err)
+}
+
+// pivot makes the overlay the thread's root and lets the machine's go.
+func pivot() error {
+	if err := unix.Chdir("root"); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	// The old root lies on the new one now, and the workshop on the old one.
+	for range 2 {
+		if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount old root: %w", err)
+		}
+	}
+	return unix.Chdir("/")
+}
+
+// prepareMount makes what m mounts, detached.
+func (b *box) prepareMount(i int, m *Mount) (*pending, error) {
+	if !path.IsAbs(m.Destination) || path.Clean(m.Destination) == "/" {
+		return nil, fmt.Errorf("invalid mount destination %q: it needs to be an absolute path other than /", m.Destination)
+	}
+	w := &pending{fd: -1, dest: path.Clean(m.Destination), dir: true, mode: m.Mode}
+	at := "m" + strconv.Itoa(i)
+	var err error
+	switch m.Type {
+	case "bind":
+		w.fd, err = cloneTree(m.Source, m.Recursive)
+	case "tmpfs":
+		w.fd, err = newTmpfs(m)
+	case "overlay":
+		if m.Overlay == nil {
+			return nil, fmt.Errorf("mount %s: no overlay given", m.Destination)
+		}
+		w.fd, err = cloneOverlay(m, at)
+	default:
+		return nil, fmt.Errorf("mount %s: unknown type %q", m.Destination, m.Type)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(w.fd, &st); err != nil {
+		return nil, err
+	}
+	w.dir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+	var attr unix.MountAttr
+	if m.ReadOnly {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if !b.spec.Privileged {
+		attr.Attr_set |= unix.MOUNT_ATTR_NODEV // as for the root
+	}
+	if attr.Attr_set != 0 {
+		if err := unix.MountSetattr(w.fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+	}
+	return w, nil
+}
+
+func cloneTree(source string, recursive bool) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, flags)
+	if err != nil {
+		return -1, fmt.Errorf("bind source path %s: %w", source, err)
+	}
+	return fd, nil
+}
+
+func newTmpfs(m *Mount) (int, error) {
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	mode := m.Mode
+	if mode == 0 {
+		mode = 0o1777
+	}
+	err = unix.FsconfigSetString(fs, "mode", strconv.FormatUint(uint64(mode), 8))
+	if err == nil && m.Size > 0 {
+		err = unix.FsconfigSetString(fs, "size", strconv.FormatInt(m.Size, 10))
+	}
+	if err == nil {
+		err = unix.FsconfigCreate(fs)
+	}
+	if err != nil {
+		return -1, err
+	}
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+}
+
+// cloneOverlay gives an overlay, or what Selector names in it.
+func cloneOverlay(m *Mount, at string) (int, error) {
+	from := at
+	if r := m.Overlay; r.Upper == "" && len(r.Lowers) == 1 {
+		from = r.Lowers[0] // one layer needs no overlay
+		m.ReadOnly = true
+	} else {
+		if err := unix.Mkdir(at, 0o755); err != nil {
+			return -1, err
+		}
+		if err := mountOverlay(r, at, "", at+"_"); err != nil {
+			return -1, err
+		}
+	}
+	dir, err := unix.Open(from, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(dir)
+	sub, err := unix.Openat2(dir, path.Clean("/"+m.Selector), &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return -1, fmt.Errorf("%s: %w", m.Selector, err)
+	}
+	defer unix.Close(sub)
+	return unix.OpenTree(sub, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+}
+
+// attach mounts w at its destination in the root.
+func (b *box) attach(w *pending) error {
+	err := move(w)
+	if errors.Is(err, fs.ErrNotExist) {
+		// A symbolic link of the image hides the mount point in the lowest layer.
+		if err = b.stubs.make(w); err == nil {
+			err = move(w)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", w.dest, unwrapPath(err))
+	}
+	return nil
+}
+
+func move(w *pending) error {
+	return unix.MoveMount(w.fd, "", unix.AT_FDCWD, w.dest, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
+}
+
+func remountReadOnly(p string) error {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(unix.AT_FDCWD, p, 0, &attr); err != nil {
+		return fmt.Errorf("make %s read-only: %w", p, err)
+	}
+	return nil
+}
