@@ -1,0 +1,105 @@
+package fileop
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"syscall"
+
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/sys/user"
+
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/layer"
+	"github.com/strake-project/strake/internal/oci/tree"
+)
+
+// maxUserFile bounds /etc/passwd and /etc/group, in bytes.
+const maxUserFile = 10 << 20
+
+// owner is whom an action gives what it makes to; nil leaves it as it is.
+type owner struct{ uid, gid int }
+
+// ownerOf looks a ChownOpt's names up. As in BuildKit a name that the files do
+// not have means 0, a user's group is the one in passwd, and that of a numeric
+// user is the same number.
+func ownerOf(ctx context.Context, o *pb.ChownOpt, users func(int64) tree.View) (*owner, error) {
+	if o == nil {
+		return nil, nil
+	}
+	var who owner
+	switch u := o.GetUser().GetUser().(type) {
+	case *pb.UserOpt_ByID:
+		who.uid, who.gid = int(u.ByID), int(u.ByID)
+	case *pb.UserOpt_ByName:
+		f, err := userFile(ctx, u.ByName, users, "etc/passwd")
+		if err != nil {
+			return nil, err
+		}
+		if f == nil {
+			break
+		}
+		defer f.Close()
+		all, err := user.ParsePasswdFilter(f, func(e user.User) bool { return e.Name == u.ByName.Name })
+		if err != nil {
+			return nil, fmt.Errorf("/etc/passwd: %w", err)
+		}
+		if len(all) > 0 {
+			who.uid, who.gid = all[0].Uid, all[0].Gid
+		}
+	}
+	switch g := o.GetGroup().GetUser().(type) {
+	case *pb.UserOpt_ByID:
+		who.gid = int(g.ByID)
+	case *pb.UserOpt_ByName:
+		f, err := userFile(ctx, g.ByName, users, "etc/group")
+		if err != nil {
+			return nil, err
+		}
+		if f == nil {
+			break
+		}
+		defer f.Close()
+		all, err := user.ParseGroupFilter(f, func(e user.Group) bool { return e.Name == g.ByName.Name })
+		if err != nil {
+			return nil, fmt.Errorf("/etc/group: %w", err)
+		}
+		if len(all) > 0 {
+			who.gid = all[0].Gid
+		}
+	}
+	if who.uid < 0 || who.gid < 0 {
+		return nil, fmt.Errorf("owner %d:%d: %w", who.uid, who.gid, oci.ErrInvalid)
+	}
+	return &who, nil
+}
+
+// userFile opens the file p in the view that a name is looked up in; nil if
+// there is none.
+func userFile(ctx context.Context, n *pb.NamedUserOpt, users func(int64) tree.View, p string) (io.ReadCloser, error) {
+	if n == nil {
+		return nil, fmt.Errorf("owner without a name: %w", oci.ErrInvalid)
+	}
+	if users == nil {
+		return nil, fmt.Errorf("owner %s: nowhere to look the name up: %w", n.Name, oci.ErrInvalid)
+	}
+	v := users(n.Input)
+	if v == nil {
+		return nil, nil
+	}
+	s := statOf(v)
+	at, err := s.resolve(p, true)
+	if err != nil {
+		return nil, nil // leads nowhere: as if there were none
+	}
+	e := s(at)
+	switch {
+	case e == nil:
+		return nil, nil
+	case e.Type != layer.Regular:
+		return nil, pathError("open", p, syscall.EINVAL)
+	case e.Size > maxUserFile:
+		return nil, fmt.Errorf("%s has %d bytes, more than %d: %w", slash(p), e.Size, maxUserFile, oci.ErrInvalid)
+	}
+	return v.Open(ctx, at)
+}

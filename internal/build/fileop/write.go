@@ -1,0 +1,90 @@
+package fileop
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"slices"
+
+	"github.com/strake-project/strake/internal/oci/layer"
+)
+
+// Write writes the changes as a layer to w, which the caller closes: every
+// entry that was made or changed, the directories above them, whiteouts of
+// what was removed. Contents are read now, and their digests taken from where
+// they are known.
+func (d *Draft) Write(ctx context.Context, w *layer.Writer) error {
+	o := &output{ctx: ctx, w: w, first: map[*inode]string{}}
+	return o.kids(d.root, "")
+}
+
+type output struct {
+	ctx   context.Context
+	w     *layer.Writer
+	first map[*inode]string // the first path written, of inodes with several
+}
+
+func (o *output) kids(n *node, dir string) error {
+	names := make([]string, 0, len(n.kids))
+	for name := range n.kids {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		k, p := n.kids[name], path.Join(dir, name)
+		if k.gone {
+			if err := o.w.Write(layer.Entry{Path: p, Type: layer.Whiteout}, nil); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := o.one(k, p); err != nil {
+			return err
+		}
+		if err := o.kids(k, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *output) one(n *node, p string) error {
+	if err := o.ctx.Err(); err != nil {
+		return err
+	}
+	e := n.inode.e
+	e.Path, e.Offset = p, 0
+	if len(n.inode.names) > 1 {
+		if first, ok := o.first[n.inode]; ok {
+			e.Type, e.Link, e.Size, e.Digest = layer.HardLink, first, 0, ""
+			return o.w.Write(e, nil)
+		}
+		o.first[n.inode] = p
+	}
+	if e.Type == layer.Regular {
+		return o.file(n.inode, e)
+	}
+	if err := o.w.Write(e, nil); err != nil {
+		return err
+	}
+	if n.opaque {
+		return o.w.Write(layer.Entry{Path: p, Type: layer.Opaque}, nil)
+	}
+	return nil
+}
+
+func (o *output) file(i *inode, e layer.Entry) error {
+	var err error
+	if e.Digest, err = i.digest(o.ctx); err != nil {
+		return err
+	}
+	r, err := i.content.open(o.ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if err := o.w.Write(e, r); err != nil {
+		return fmt.Errorf("write %s: %w", slash(e.Path), err)
+	}
+	return nil
+}
