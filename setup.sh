@@ -19,7 +19,5 @@ need() {
 }
 
 build() {
-	CGO_ENABLED=0 go build -trimpath -tags "netgo osusergo" \
-		-ldflags "-s -w -X github.com/strake-project/strake/internal/cli.commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
-		-o bin/strake .
+	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -tags "netgo osusergo" -ldflags "-s -w" -o bin/strake .
 }
