@@ -104,6 +104,15 @@ func (a *App) ConfigDir() string {
 	return config.Dir()
 }
 
+// configFile is docker's config.json, or nil where there is none.
+func (a *App) configFile() []byte {
+	b, err := os.ReadFile(filepath.Join(a.ConfigDir(), "config.json"))
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
 // setLog makes the logger that --debug and --log-level ask for. Without either
 // strake logs nothing: what people need to know is in errors and output.
 func (a *App) setLog() error {

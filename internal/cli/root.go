@@ -20,6 +20,8 @@ func (a *App) topLevel() []*cobra.Command {
 	return []*cobra.Command{
 		common(a.versionCommand(), 90),
 
+		common(a.imagesCommand("images"), 60),
+
 		a.imageCommand(),
 	}
 }
@@ -123,5 +125,9 @@ func (a *App) group(use, short string, sub ...*cobra.Command) *cobra.Command {
 
 // imageCommand is `strake image`.
 func (a *App) imageCommand() *cobra.Command {
-	return a.group("image", "Manage images")
+	ls := a.imagesCommand("ls")
+	ls.Aliases = []string{"list"}
+	return a.group("image", "Manage images",
+		ls,
+	)
 }
