@@ -1,6 +1,3 @@
-// Package build runs LLB, the graph language that docker's Dockerfile frontend
-// speaks: sources, commands, file operations, merges and differences become
-// layers, each found in the cache by its content-based key or made now.
 package build
 
 import (

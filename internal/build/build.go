@@ -1,0 +1,277 @@
+// Package build runs LLB, the graph language that docker's Dockerfile frontend
+// speaks: sources, commands, file operations, merges and differences become
+// layers, each found in the cache by its content-based key or made now.
+//
+// An Engine serves one build. Every vertex of the graph is solved at most once
+// and as soon as its inputs are there, so independent branches run side by
+// side. A solved vertex is a Snapshot: a stack of layers, or a context
+// directory. Nothing is unpacked unless a command has to run on it.
+//
+// What a Dockerfile means is decided in front of this package, by BuildKit's
+// own frontend (package frontend); this package knows LLB only.
+package build
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
+
+	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+// Options for New. Store and Pull are needed; the rest may be left out.
+type Options struct {
+	Store *store.Store
+	// Pull makes the image r for platform p local, and returns what r names:
+	// an index or a manifest. always is docker's --pull: ask the registry even
+	// where the image is there.
+	Pull func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (oci.Descriptor, error)
+	// Locals are the directories that local sources name ("context",
+	// "dockerfile", and one for each named context).
+	Locals map[string]string
+	// Secret returns the secret with that id, or oci.ErrNotFound.
+	Secret func(ctx context.Context, id string) ([]byte, error)
+	// Events receives the build's progress, one event at a time.
+	Events func(Event)
+	// NoCache makes every step run again.
+	NoCache bool
+	Log     *slog.Logger
+}
+
+// Engine is one build. Its methods may be called from many goroutines.
+type Engine struct {
+	opt   Options
+	start time.Time
+	// slots bounds the commands that run at once.
+	slots chan struct{}
+
+	eventMu sync.Mutex
+
+	mu     sync.Mutex
+	solved map[oci.Digest]*future // by vertex digest
+	pulled map[string]*pulled     // by reference and platform
+}
+
+// New returns an engine.
+func New(opt Options) *Engine {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Engine{
+		opt:    opt,
+		start:  time.Now(),
+		slots:  make(chan struct{}, max(4, runtime.NumCPU())),
+		solved: map[oci.Digest]*future{},
+		pulled: map[string]*pulled{},
+	}
+}
+
+// Emit sends e to whoever watches the build.
+func (e *Engine) Emit(ev Event) {
+	if e.opt.Events == nil {
+		return
+	}
+	e.eventMu.Lock()
+	defer e.eventMu.Unlock()
+	e.opt.Events(ev)
+}
+
+// future is a vertex being solved, or solved.
+type future struct {
+	done chan struct{}
+	out  []*Snapshot
+	err  error
+}
+
+// Solve solves the vertex that edge names, and all it needs, and returns the
+// output that edge names. A nil snapshot with a nil error is scratch.
+func (e *Engine) Solve(ctx context.Context, edge Edge) (*Snapshot, error) {
+	if edge.Vertex == nil {
+		return nil, nil
+	}
+	out, err := e.solveVertex(ctx, edge.Vertex)
+	if err != nil {
+		return nil, err
+	}
+	if edge.Index < 0 || edge.Index >= len(out) {
+		return nil, fmt.Errorf("vertex %s has no output %d: %w", edge.Vertex.Digest, edge.Index, oci.ErrInvalid)
+	}
+	return out[edge.Index], nil
+}
+
+func (e *Engine) solveVertex(ctx context.Context, v *Node) ([]*Snapshot, error) {
+	e.mu.Lock()
+	f := e.solved[v.Digest]
+	mine := f == nil
+	if mine {
+		f = &future{done: make(chan struct{})}
+		e.solved[v.Digest] = f
+	}
+	e.mu.Unlock()
+	if !mine {
+		select {
+		case <-f.done:
+			return f.out, f.err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	defer close(f.done)
+	f.out, f.err = e.run(ctx, v)
+	return f.out, f.err
+}
+
+// run solves v's inputs side by side and then v.
+func (e *Engine) run(ctx context.Context, v *Node) ([]*Snapshot, error) {
+	in := make([]*Snapshot, len(v.Inputs))
+	if err := each(ctx, len(v.Inputs), func(ctx context.Context, i int) (err error) {
+		in[i], err = e.Solve(ctx, v.Inputs[i])
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	s := &step{Engine: e, v: v, in: in}
+	out, err := s.solve(ctx)
+	if err != nil && ctx.Err() == nil {
+		for _, src := range v.Sources {
+			err = errdefs.WithSource(err, &errdefs.Source{Info: src.Info, Ranges: src.Ranges})
+		}
+	}
+	return out, err
+}
+
+// each calls fn(0) … fn(n-1), side by side where there is more than one, and
+// returns the first error, after which the others' context ends.
+func each(ctx context.Context, n int, fn func(ctx context.Context, i int) error) error {
+	if n == 1 {
+		return fn(ctx, 0)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	var once sync.Once
+	var first error
+	for i := range n {
+		wg.Go(func() {
+			if err := fn(ctx, i); err != nil {
+				once.Do(func() { first = err; cancel(err) })
+			}
+		})
+	}
+	wg.Wait()
+	return first
+}
+
+// step is one vertex on its way to being solved.
+type step struct {
+	*Engine
+	v       *Node
+	in      []*Snapshot
+	started *time.Time
+}
+
+// solve looks the step up in the cache, or makes it.
+func (s *step) solve(ctx context.Context) (out []*Snapshot, err error) {
+	if op := s.v.Op.GetSource(); op != nil {
+		return s.source(ctx, op)
+	}
+	s.begin()
+	cached := false
+	defer func() { s.end(cached, err) }()
+	key, err := s.key(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !s.v.IgnoreCache && !s.opt.NoCache {
+		if out, err = s.lookup(ctx, key); err != nil || out != nil {
+			cached = err == nil
+			return out, err
+		}
+	}
+	switch op := s.v.Op.Op.(type) {
+	case *pb.Op_Exec:
+		out, err = s.exec(ctx, op.Exec)
+	case *pb.Op_File:
+		out, err = s.file(ctx, op.File)
+	case *pb.Op_Merge:
+		out, err = s.merge(ctx)
+	case *pb.Op_Diff:
+		out, err = s.diff(ctx, op.Diff)
+	default:
+		err = fmt.Errorf("LLB operation %T: %w", s.v.Op.Op, oci.ErrUnsupported)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return out, s.remember(ctx, key, out)
+}
+
+func (s *step) begin() {
+	now := time.Now()
+	s.started = &now
+	s.Emit(Event{Vertex: &Vertex{Digest: s.v.Digest, Name: s.v.Name, Started: &now}})
+}
+
+func (s *step) end(cached bool, err error) {
+	now := time.Now()
+	v := &Vertex{Digest: s.v.Digest, Name: s.v.Name, Started: s.started, Completed: &now, Cached: cached}
+	if err != nil {
+		v.Error = err.Error()
+	}
+	s.Emit(Event{Vertex: v})
+}
+
+// Work reports fn as a vertex of its own: what a build does besides its graph,
+// such as exporting.
+func (e *Engine) Work(name string, fn func(v *Work) error) error {
+	w := &Work{e: e, v: Vertex{Digest: digestOf("work", name), Name: name}}
+	now := time.Now()
+	w.v.Started = &now
+	v := w.v
+	e.Emit(Event{Vertex: &v})
+	err := fn(w)
+	end := time.Now()
+	w.v.Completed = &end
+	if err != nil {
+		w.v.Error = err.Error()
+	}
+	v = w.v
+	e.Emit(Event{Vertex: &v})
+	return err
+}
+
+// Work is a running piece of work outside the graph.
+type Work struct {
+	e *Engine
+	v Vertex
+}
+
+// Do reports fn as one line of the work: "exporting layers 0.1s done".
+func (w *Work) Do(id string, fn func() error) error {
+	start := time.Now()
+	w.e.Emit(Event{Status: &Status{Vertex: w.v.Digest, ID: id, Started: start}})
+	if err := fn(); err != nil {
+		return err
+	}
+	end := time.Now()
+	w.e.Emit(Event{Status: &Status{Vertex: w.v.Digest, ID: id, Started: start, Completed: &end}})
+	return nil
+}
+
+// Cached marks the work as found, not done.
+func (w *Work) Cached() { w.v.Cached = true }
+
+// Store is the store that the engine builds into.
+func (e *Engine) Store() *store.Store { return e.opt.Store }
+
+// DefaultPlatform is the platform that a build is for when none is asked for.
+func (e *Engine) DefaultPlatform() oci.Platform { return content.Host() }

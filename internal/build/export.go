@@ -1,0 +1,270 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/opencontainers/image-spec/specs-go"
+
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+// Image is a finished image of one platform, before it has a manifest.
+type Image struct {
+	Snapshot *Snapshot
+	// Config is the image config as the frontend made it: its history lines
+	// have no times yet and its rootfs is empty.
+	Config []byte
+	// BaseConfig is the base image's config, if there is one; its history
+	// keeps its times.
+	BaseConfig []byte
+	// Epoch is SOURCE_DATE_EPOCH: no time in the config is later.
+	Epoch    *time.Time
+	Platform oci.Platform
+}
+
+// Exported is an image in the store.
+type Exported struct {
+	// Target is what the names point at: a manifest, or an index.
+	Target oci.Descriptor
+	// ID is the config's digest, of the first platform.
+	ID oci.Digest
+}
+
+// Export puts the images' configs and manifests, and an index where there is
+// more than one or index is true, into the store, and tags it as names. Called
+// under the build's lease. The same images give the same digests.
+func (e *Engine) Export(ctx context.Context, images []Image, index bool, names []ref.Ref) (*Exported, error) {
+	var out Exported
+	err := e.Work("exporting to image", func(w *Work) error {
+		var manifests []oci.Descriptor
+		err := w.Do("exporting layers", func() error {
+			for i := range images {
+				layered, err := images[i].Snapshot.layered(ctx, e.opt.Store, e.start)
+				if err != nil {
+					return err
+				}
+				images[i].Snapshot = layered
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, img := range images {
+			d, id, err := e.exportImage(ctx, w, img)
+			if err != nil {
+				return err
+			}
+			if out.ID == "" {
+				out.ID = id
+			}
+			manifests = append(manifests, d)
+		}
+		out.Target = manifests[0]
+		if index || len(manifests) > 1 {
+			if out.Target, err = e.exportIndex(ctx, w, manifests); err != nil {
+				return err
+			}
+		}
+		if len(names) == 0 { // reachable by its digest alone
+			return e.opt.Store.Tag(ctx, ref.Ref{}, out.Target)
+		}
+		for _, n := range names {
+			if err := w.Do("naming to "+n.String(), func() error { return e.opt.Store.Tag(ctx, n, out.Target) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return &out, err
+}
+
+func (e *Engine) exportImage(ctx context.Context, w *Work, img Image) (oci.Descriptor, oci.Digest, error) {
+	config, err := finishConfig(img)
+	if err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	m := oci.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: oci.MediaTypeManifest,
+		Config:    oci.DescriptorOf(oci.MediaTypeConfig, config),
+		Layers:    []oci.Descriptor{},
+	}
+	if img.Snapshot != nil {
+		for _, l := range img.Snapshot.Layers {
+			m.Layers = append(m.Layers, ociLayer(l.Descriptor))
+		}
+	}
+	body, err := json.Marshal(m)
+	if err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	d := oci.DescriptorOf(oci.MediaTypeManifest, body)
+	if err := w.Do("writing image "+string(m.Config.Digest), func() error {
+		if err := e.opt.Store.Put(ctx, m.Config, bytes.NewReader(config)); err != nil {
+			return err
+		}
+		return e.opt.Store.Put(ctx, d, bytes.NewReader(body))
+	}); err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	p := img.Platform
+	d.Platform = &p
+	return d, m.Config.Digest, nil
+}
+
+func (e *Engine) exportIndex(ctx context.Context, w *Work, manifests []oci.Descriptor) (oci.Descriptor, error) {
+	body, err := json.Marshal(oci.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: oci.MediaTypeIndex,
+		Manifests: manifests,
+	})
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	d := oci.DescriptorOf(oci.MediaTypeIndex, body)
+	return d, w.Do("exporting manifest list "+string(d.Digest), func() error {
+		return e.opt.Store.Put(ctx, d, bytes.NewReader(body))
+	})
+}
+
+// ociLayer gives a base's docker layer its OCI media type: a manifest does not
+// mix the two families.
+func ociLayer(d oci.Descriptor) oci.Descriptor {
+	switch d.MediaType {
+	case oci.MediaTypeDockerLayer:
+		d.MediaType = oci.MediaTypeLayer
+	case oci.MediaTypeDockerGzip:
+		d.MediaType = oci.MediaTypeLayerGzip
+	case oci.MediaTypeDockerZstd:
+		d.MediaType = oci.MediaTypeLayerZstd
+	}
+	return oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, Annotations: d.Annotations}
+}
+
+// finishConfig fills in what only the finished image knows: rootfs, and the
+// times of its history. Fields that strake does not know are kept.
+func finishConfig(img Image) ([]byte, error) {
+	var config oci.Image
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(img.Config, &config); err != nil {
+		return nil, fmt.Errorf("image config: %v: %w", err, oci.ErrInvalid)
+	}
+	if err := json.Unmarshal(img.Config, &fields); err != nil {
+		return nil, fmt.Errorf("image config: %v: %w", err, oci.ErrInvalid)
+	}
+	var layers []Layer
+	if img.Snapshot != nil {
+		layers = img.Snapshot.Layers
+	}
+	history := finishHistory(config.History, layers)
+	if err := clamp(history, img); err != nil {
+		return nil, err
+	}
+	created := config.Created
+	if created == nil {
+		for _, h := range history {
+			if h.Created != nil {
+				created = h.Created
+			}
+		}
+	}
+	if img.Epoch != nil && created != nil && created.After(*img.Epoch) {
+		created = img.Epoch
+	}
+	rootfs := struct {
+		Type    string       `json:"type"`
+		DiffIDs []oci.Digest `json:"diff_ids"`
+	}{"layers", img.Snapshot.DiffIDs()}
+	if rootfs.DiffIDs == nil {
+		rootfs.DiffIDs = []oci.Digest{}
+	}
+	for name, v := range map[string]any{"rootfs": rootfs, "history": history, "created": created} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		fields[name] = b
+	}
+	return json.Marshal(fields)
+}
+
+// finishHistory makes the history's lines that stand for layers agree with the
+// layers in number, and gives every line a time: its layer's, or, for a line
+// without a layer, that of the layer after it or else before it. A base
+// image's lines have theirs already.
+func finishHistory(history []oci.History, layers []Layer) []oci.History {
+	out := make([]oci.History, 0, len(history))
+	n := 0
+	for _, h := range history {
+		if !h.EmptyLayer && n >= len(layers) {
+			h.EmptyLayer = true // the config claims a layer too many
+		}
+		if !h.EmptyLayer {
+			if h.Created == nil && !layers[n].Created.IsZero() {
+				h.Created = &layers[n].Created
+			}
+			n++
+		}
+		out = append(out, h)
+	}
+	for ; n < len(layers); n++ {
+		l := layers[n]
+		h := oci.History{CreatedBy: l.CreatedBy, Comment: "buildkit.exporter.image.v0"}
+		if !l.Created.IsZero() {
+			h.Created = &l.Created
+		}
+		out = append(out, h)
+	}
+	var created *time.Time
+	missing := false
+	for _, h := range out {
+		if h.Created != nil {
+			created = h.Created
+			if missing {
+				break
+			}
+		} else {
+			missing = true
+		}
+	}
+	missing = false
+	for i := range out {
+		if out[i].Created != nil {
+			if missing {
+				created = out[i].Created
+			}
+			continue
+		}
+		missing = true
+		out[i].Created = created
+	}
+	return out
+}
+
+// clamp applies SOURCE_DATE_EPOCH to the lines that this build added.
+func clamp(history []oci.History, img Image) error {
+	if img.Epoch == nil {
+		return nil
+	}
+	var base oci.Image
+	if len(img.BaseConfig) > 0 {
+		if err := json.Unmarshal(img.BaseConfig, &base); err != nil {
+			return fmt.Errorf("base image config: %v: %w", err, oci.ErrInvalid)
+		}
+	}
+	ours := false
+	for i, h := range history {
+		ours = ours || i >= len(base.History) || !reflect.DeepEqual(h, base.History[i])
+		if ours && (h.Created == nil || h.Created.After(*img.Epoch)) {
+			history[i].Created = img.Epoch
+		}
+	}
+	return nil
+}

@@ -1,0 +1,193 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/solver/pb"
+
+	"github.com/strake-project/strake/internal/build/local"
+	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+// source solves a source operation: an image, or a directory of the client.
+func (s *step) source(ctx context.Context, op *pb.SourceOp) ([]*Snapshot, error) {
+	scheme, rest, ok := strings.Cut(op.Identifier, "://")
+	if !ok {
+		return nil, fmt.Errorf("source %q: %w", op.Identifier, oci.ErrInvalid)
+	}
+	var (
+		snap   *Snapshot
+		cached bool
+		err    error
+	)
+	s.begin()
+	switch scheme {
+	case "docker-image":
+		snap, cached, err = s.image(ctx, rest, op.Attrs[pb.AttrImageResolveMode] == pb.AttrImageResolveModeForcePull)
+	case "local":
+		snap, err = s.local(ctx, rest, op.Attrs)
+	default:
+		err = fmt.Errorf("source %s: %w", op.Identifier, oci.ErrUnsupported)
+	}
+	s.end(cached, err)
+	return []*Snapshot{snap}, err
+}
+
+// image makes an image's layers a snapshot. They stay packed.
+func (s *step) image(ctx context.Context, name string, always bool) (*Snapshot, bool, error) {
+	r, err := ref.ParseImage(name)
+	if err != nil {
+		return nil, false, err
+	}
+	img, err := s.pull(ctx, r, s.platform(), always && r.Digest == "")
+	if err != nil {
+		return nil, false, err
+	}
+	keys := []string{"image"}
+	for _, l := range img.layers {
+		keys = append(keys, string(l.DiffID))
+	}
+	return newSnapshot(s.opt.Store, img.layers, digestOf(keys...)), true, nil
+}
+
+func (s *step) platform() oci.Platform {
+	p := s.v.Op.Platform
+	if p == nil {
+		return content.Host()
+	}
+	return platforms.Normalize(oci.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion})
+}
+
+// pulled is an image that the build uses.
+type pulled struct {
+	once     sync.Once
+	top      oci.Descriptor // what the name points at
+	manifest oci.Descriptor
+	config   []byte
+	layers   []Layer
+	err      error
+}
+
+// pull makes an image local, once for each name and platform.
+func (e *Engine) pull(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (*pulled, error) {
+	id := fmt.Sprint(r, " ", platforms.Format(p), " ", always)
+	e.mu.Lock()
+	img := e.pulled[id]
+	if img == nil {
+		img = new(pulled)
+		e.pulled[id] = img
+	}
+	e.mu.Unlock()
+	img.once.Do(func() { img.err = e.fetch(ctx, img, r, p, always) })
+	return img, img.err
+}
+
+func (e *Engine) fetch(ctx context.Context, img *pulled, r ref.Ref, p oci.Platform, always bool) error {
+	var err error
+	if img.top, err = e.opt.Pull(ctx, r, p, always); err != nil {
+		return err
+	}
+	var body []byte
+	if img.manifest, body, err = content.Manifest(ctx, e.opt.Store, img.top, p); err != nil {
+		return err
+	}
+	var m oci.Manifest
+	if err = json.Unmarshal(body, &m); err != nil {
+		return fmt.Errorf("%s: manifest: %v: %w", r.Familiar(), err, oci.ErrInvalid)
+	}
+	if img.config, err = content.ReadAll(ctx, e.opt.Store, m.Config); err != nil {
+		return err
+	}
+	var config oci.Image
+	if err = json.Unmarshal(img.config, &config); err != nil {
+		return fmt.Errorf("%s: config: %v: %w", r.Familiar(), err, oci.ErrInvalid)
+	}
+	img.layers, err = imageLayers(m, config)
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.Familiar(), err)
+	}
+	return nil
+}
+
+// imageLayers pairs a manifest's layers with their diffIDs and history.
+func imageLayers(m oci.Manifest, config oci.Image) ([]Layer, error) {
+	if len(m.Layers) != len(config.RootFS.DiffIDs) {
+		return nil, fmt.Errorf("manifest has %d layers and config %d: %w", len(m.Layers), len(config.RootFS.DiffIDs), oci.ErrInvalid)
+	}
+	layers := make([]Layer, len(m.Layers))
+	for i, d := range m.Layers {
+		if !oci.IsLayer(d.MediaType) {
+			return nil, fmt.Errorf("layer with media type %q: %w", d.MediaType, oci.ErrUnsupported)
+		}
+		layers[i] = Layer{DiffID: config.RootFS.DiffIDs[i], Descriptor: d}
+	}
+	i := 0
+	for _, h := range config.History {
+		if h.EmptyLayer || i >= len(layers) {
+			continue
+		}
+		layers[i].CreatedBy = h.CreatedBy
+		if h.Created != nil {
+			layers[i].Created = *h.Created
+		}
+		i++
+	}
+	return layers, nil
+}
+
+// ResolveImage returns what a reference points at, and its config for p. The
+// image is local afterwards. name is shown as a vertex of its own.
+func (e *Engine) ResolveImage(ctx context.Context, r ref.Ref, p oci.Platform, always bool, name string) (oci.Digest, []byte, error) {
+	var img *pulled
+	err := e.Work(name, func(*Work) (err error) {
+		img, err = e.pull(ctx, r.WithDefaultTag(), p, always)
+		return err
+	})
+	if err != nil {
+		return "", nil, err
+	}
+	return img.top.Digest, img.config, nil
+}
+
+// local opens a directory of the client.
+func (s *step) local(ctx context.Context, name string, attrs map[string]string) (*Snapshot, error) {
+	dir, ok := s.opt.Locals[name]
+	if !ok {
+		return nil, fmt.Errorf("no local directory named %q: %w", name, oci.ErrNotFound)
+	}
+	opt := local.Options{CacheDir: filepath.Join(s.opt.Store.Root(), "contexts")}
+	for attr, list := range map[string]*[]string{
+		pb.AttrIncludePatterns: &opt.Include,
+		pb.AttrExcludePatterns: &opt.Exclude,
+		pb.AttrFollowPaths:     &opt.Follow,
+	} {
+		if v := attrs[attr]; v != "" {
+			if err := json.Unmarshal([]byte(v), list); err != nil {
+				return nil, fmt.Errorf("%s: %v: %w", attr, err, oci.ErrInvalid)
+			}
+		}
+	}
+	started := time.Now()
+	id := "transferring " + name + ":"
+	s.Emit(Event{Status: &Status{Vertex: s.v.Digest, ID: id, Started: started}})
+	d, err := local.Open(ctx, dir, opt)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	s.Emit(Event{Status: &Status{Vertex: s.v.Digest, ID: id, Started: started, Completed: &now}})
+	return &Snapshot{store: s.opt.Store, view: d}, nil
+}
+
+// IsNotFound tells whether err says that an image does not exist.
+func IsNotFound(err error) bool { return errors.Is(err, oci.ErrNotFound) }
