@@ -6,8 +6,15 @@ package tree
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/layer"
 )
@@ -34,64 +41,112 @@ type View interface {
 // Opener reads the content of entry e of the layer at position i of a stack.
 type Opener func(ctx context.Context, i int, e *layer.Entry) (io.ReadCloser, error)
 
-// Stack is the merged view of layers, the first one lowest.
-type Stack struct{ stack }
-
-// New returns the view of layers; open reads contents and may be nil if none
-// is read. It costs no more than an index of each TOC: a path is looked up
-// from the top layer down, without merging what nobody asks for.
-func New(layers []*layer.TOC, open Opener) *Stack { panic("unwritten") }
-
-// Lstat implements View.
-func (s *Stack) Lstat(path string) (*layer.Entry, error) { panic("unwritten") }
-
-// ReadDir implements View.
-func (s *Stack) ReadDir(path string) ([]*layer.Entry, error) { panic("unwritten") }
-
-// Open implements View.
-func (s *Stack) Open(ctx context.Context, path string) (io.ReadCloser, error) { panic("unwritten") }
-
-// Digest implements View.
-func (s *Stack) Digest(ctx context.Context, path string) (oci.Digest, error) { panic("unwritten") }
-
-// Resolve follows every symlink in path, the last component too if last is
-// true, inside v's root: absolute targets start at the root, ".." stops at it.
-// Missing trailing components are kept as they are (a COPY creates them). It
-// fails with oci.ErrInvalid after 255 links, as a loop.
-func Resolve(v View, path string, last bool) (string, error) { panic("unwritten") }
-
-// Walk calls fn for root and, in order, everything below it. fn may return
-// fs.SkipDir.
-func Walk(v View, root string, fn func(e *layer.Entry) error) error { panic("unwritten") }
-
-// FS gives v as an io/fs.FS (with ReadDirFS, StatFS and ReadLinkFS), symlinks
-// followed inside the root.
-func FS(ctx context.Context, v View) FileSystem { panic("unwritten") }
-
-// Change is one difference between two views.
-type Change struct {
-	Path string
-	Kind byte // 'A' added, 'C' changed, 'D' deleted, as docker diff prints them
-	Old  *layer.Entry
-	New  *layer.Entry
+// Stack is the merged view of layers, the first one lowest. Its methods may be
+// called from many goroutines. The entries it returns are shared: do not change
+// them.
+type Stack struct {
+	slots []*slot
+	open  Opener
+	// firsts remembers by *group what shown found.
+	firsts sync.Map
 }
 
-// Diff lists what has to change to make a into b, in path order. Contents are
-// compared by digest; times count for files, not for directories.
-func Diff(a, b View) ([]Change, error) { panic("unwritten") }
+// New returns the view of layers; open reads contents and may be nil if none
+// is read. It costs no more than an index of each TOC, made when a look-up
+// first comes to the layer: a path is looked up from the top layer down,
+// without merging what nobody asks for.
+func New(layers []*layer.TOC, open Opener) *Stack {
+	return (&Stack{open: open}).Append(layers...)
+}
 
-// Fixups lists the directories that have to be laid over a stack of
-// independently unpacked trees to make overlayfs show what the stack means:
-// those that some layer only implies, with the attributes they have below.
-func (s *Stack) Fixups() ([]layer.Entry, error) { panic("unwritten") }
+// Append returns the view of s with further layers above. The two share their
+// indexes, so that growing a stack layer by layer indexes each layer once.
+func (s *Stack) Append(layers ...*layer.TOC) *Stack {
+	slots := slices.Grow(slices.Clone(s.slots), len(layers))
+	for _, t := range layers {
+		slots = append(slots, &slot{toc: t, below: slots[:len(slots):len(slots)]})
+	}
+	return &Stack{slots: slots, open: s.open}
+}
 
-// Misplaced tells whether layer i writes through a symlink of a layer below
-// it (its tar names lib/x, while lib is a symlink to usr/lib there). Such a
-// layer has no tree of its own: it must be unpacked for this stack, with
-// paths mapped by Relocate.
-func (s *Stack) Misplaced(i int) bool { panic("unwritten") }
+// Layers is the number of layers.
+func (s *Stack) Layers() int { return len(s.slots) }
 
-// Relocate maps a path as layer i's tar names it to where it lies in the stack.
-func (s *Stack) Relocate(i int, path string) string { panic("unwritten") }
+// Lstat implements View.
+func (s *Stack) Lstat(path string) (*layer.Entry, error) {
+	pl := lookup(s.slots, clean(path))
+	if pl.kind == kindNone {
+		return nil, &fs.PathError{Op: "lstat", Path: path, Err: fs.ErrNotExist}
+	}
+	return s.shown(&pl), nil
+}
 
-type stack struct{}
+// ReadDir implements View.
+func (s *Stack) ReadDir(path string) ([]*layer.Entry, error) {
+	pl := lookup(s.slots, clean(path))
+	switch pl.kind {
+	case kindNone:
+		return nil, &fs.PathError{Op: "readdir", Path: path, Err: fs.ErrNotExist}
+	case kindFile:
+		return nil, &fs.PathError{Op: "readdir", Path: path, Err: syscall.ENOTDIR}
+	}
+	places := s.list(&pl)
+	out := make([]*layer.Entry, len(places))
+	for i := range places {
+		out[i] = s.shown(&places[i])
+	}
+	return out, nil
+}
+
+// regular finds the regular file at path.
+func (s *Stack) regular(op, path string) (place, error) {
+	pl := lookup(s.slots, clean(path))
+	switch {
+	case pl.kind == kindNone:
+		return pl, &fs.PathError{Op: op, Path: path, Err: fs.ErrNotExist}
+	case pl.kind == kindDir:
+		return pl, &fs.PathError{Op: op, Path: path, Err: syscall.EISDIR}
+	}
+	switch e := pl.entry(); e.Type {
+	case layer.Regular:
+		return pl, nil
+	case layer.HardLink:
+		return pl, &fs.PathError{Op: op, Path: path,
+			Err: fmt.Errorf("hard link to %s, which no layer has: %w", e.Link, oci.ErrInvalid)}
+	}
+	return pl, &fs.PathError{Op: op, Path: path, Err: fmt.Errorf("not a regular file: %w", oci.ErrInvalid)}
+}
+
+// Open implements View.
+func (s *Stack) Open(ctx context.Context, path string) (io.ReadCloser, error) {
+	pl, err := s.regular("open", path)
+	if err != nil {
+		return nil, err
+	}
+	o := pl.origin()
+	if o.entry.Size == 0 {
+		return io.NopCloser(strings.NewReader("")), nil
+	}
+	if s.open == nil {
+		return nil, &fs.PathError{Op: "open", Path: path,
+			Err: fmt.Errorf("reading the contents of this view: %w", oci.ErrUnsupported)}
+	}
+	return s.open(ctx, o.pos, o.entry)
+}
+
+// Digest implements View.
+func (s *Stack) Digest(ctx context.Context, path string) (oci.Digest, error) {
+	pl, err := s.regular("digest", path)
+	if err != nil {
+		return "", err
+	}
+	if o := pl.origin(); o.entry.Digest != "" {
+		return o.entry.Digest, nil
+	}
+	r, err := s.Open(ctx, path)
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	return digest.SHA256.FromReader(r)
+}
