@@ -1,6 +1,19 @@
 package layer
 
-import "io"
+import (
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/pgzip"
+	"github.com/ulikunitz/xz"
+
+	"github.com/strake-project/strake/internal/oci"
+)
 
 // Packing names a compression by what its bytes begin with.
 type Packing string
@@ -14,12 +27,109 @@ const (
 	XZ    Packing = "xz"
 )
 
+// Sniff names the packing of bytes that begin with b; six are enough.
+func Sniff(b []byte) Packing {
+	switch {
+	case bytes.HasPrefix(b, []byte{0x1f, 0x8b}):
+		return Gzip
+	case bytes.HasPrefix(b, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		return Zstd
+	case len(b) >= 4 && b[0]&0xf0 == 0x50 && bytes.Equal(b[1:4], []byte{0x2a, 0x4d, 0x18}):
+		return Zstd // a skippable frame
+	case bytes.HasPrefix(b, []byte("BZh")):
+		return Bzip2
+	case bytes.HasPrefix(b, []byte("\xfd7zXZ\x00")):
+		return XZ
+	}
+	return Plain
+}
+
 // Decompress sniffs r's first bytes and returns the plain bytes. Gzip is
 // decompressed ahead of the reader on another core. The caller closes it; that
-// does not close r.
-func Decompress(r io.Reader) (io.ReadCloser, Packing, error) { panic("unwritten") }
+// does not close r. Malformed bytes fail with oci.ErrInvalid, errors of r as
+// they are.
+func Decompress(r io.Reader) (io.ReadCloser, Packing, error) {
+	src := &source{r: r}
+	br := bufio.NewReaderSize(src, 128<<10)
+	head, err := br.Peek(6)
+	if err != nil && err != io.EOF {
+		return nil, Plain, err
+	}
+	p := Sniff(head)
+	var rc io.ReadCloser
+	switch p {
+	case Gzip:
+		rc, err = pgzip.NewReaderN(br, 256<<10, 8)
+	case Zstd:
+		var d *zstd.Decoder
+		if d, err = zstd.NewReader(br, zstd.WithDecoderMaxWindow(256<<20)); err == nil {
+			rc = d.IOReadCloser()
+		}
+	case Bzip2:
+		rc = io.NopCloser(bzip2.NewReader(br))
+	case XZ:
+		var x *xz.Reader
+		if x, err = xz.NewReader(br); err == nil {
+			rc = io.NopCloser(x)
+		}
+	default:
+		return io.NopCloser(br), Plain, nil
+	}
+	d := &decompressor{ReadCloser: rc, src: src, p: p}
+	if err != nil {
+		return nil, p, d.explain(err)
+	}
+	return d, p, nil
+}
+
+// source remembers the error of the reader below, to tell it from damage.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+type decompressor struct {
+	io.ReadCloser
+	src *source
+	p   Packing
+}
+
+func (d *decompressor) Read(b []byte) (int, error) {
+	n, err := d.ReadCloser.Read(b)
+	if err != nil && err != io.EOF {
+		err = d.explain(err)
+	}
+	return n, err
+}
+
+func (d *decompressor) explain(err error) error {
+	if d.src.err != nil {
+		return d.src.err
+	}
+	return fmt.Errorf("decompress %s: %v: %w", d.p, err, oci.ErrInvalid)
+}
 
 // Compress returns a writer that packs into w on all cores, Gzip or Zstd at a
 // fast level. The same input gives the same bytes with the same build of
 // strake. Close flushes; it does not close w.
-func Compress(w io.Writer, p Packing) (io.WriteCloser, error) { panic("unwritten") }
+func Compress(w io.Writer, p Packing) (io.WriteCloser, error) {
+	switch p {
+	case Gzip:
+		z, err := pgzip.NewWriterLevel(w, gzip.BestSpeed)
+		if err != nil {
+			return nil, err
+		}
+		return z, nil
+	case Zstd:
+		return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest))
+	}
+	return nil, fmt.Errorf("compress as %q: %w", p, oci.ErrUnsupported)
+}

@@ -1,0 +1,530 @@
+package layer
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// Names that the image specification reserves (layer.md, "Whiteouts").
+const (
+	whiteoutPrefix = ".wh."
+	opaqueName     = ".wh..wh..opq"
+	aufsPrefix     = ".wh..wh." // aufs' own bookkeeping: means nothing
+	xattrPAX       = "SCHILY.xattr."
+)
+
+const (
+	blockSize = 512
+	maxPath   = 4096 // PATH_MAX
+	maxName   = 255  // NAME_MAX
+	maxDepth  = 1024
+)
+
+// Writer writes a canonical layer tar and its TOC in one pass.
+//
+// Canonical is: ustar headers; a PAX header before those, and only those, that
+// ustar cannot express (names that are long or not ASCII, ids above 2097151,
+// sizes above 8 GiB, times before 1970 or with nanoseconds, xattrs), records
+// sorted by key; no user and group names; two zero blocks at the end. The
+// fields of whiteouts are all zero.
+type Writer struct {
+	w       io.Writer
+	d       *digester
+	cur     *chunk
+	off     int64 // of the next byte
+	file    hash.Hash
+	pax     []byte
+	keys    []string
+	one     [1]byte
+	entries []Entry
+	err     error
+}
+
+// NewWriter returns a Writer to w. The bytes are hashed as they pass; w needs
+// no buffering of its own.
+func NewWriter(w io.Writer) *Writer {
+	return &Writer{w: w, d: newDigester(), file: sha256.New()}
+}
+
+// Write appends e and, for a regular file, exactly e.Size bytes of content;
+// fewer or more fail with oci.ErrInvalid and break the Writer. Where e.Digest
+// is set it is taken as true, which saves hashing the content twice: the
+// caller vouches for it. Offset is computed. Entries must come in ascending
+// order of Less, with hard links after their targets; each Path once, except
+// for an Opaque after its Dir. A zero ModTime is 1970. Xattrs that belong to
+// the host or to overlayfs are left out.
+func (w *Writer) Write(e Entry, content io.Reader) error {
+	if w.err != nil {
+		return w.err
+	}
+	if err := w.normalise(&e); err != nil {
+		w.err = fmt.Errorf("layer entry %q: %w", e.Path, err)
+		return w.err
+	}
+	if w.err = w.header(&e); w.err != nil {
+		return w.err
+	}
+	if e.Type == Regular {
+		e.Offset = w.off
+		if err := w.content(&e, content); err != nil {
+			w.err = fmt.Errorf("layer entry %q: %w", e.Path, err)
+			return w.err
+		}
+	}
+	w.entries = append(w.entries, e)
+	return nil
+}
+
+// Close ends the tar and returns its TOC.
+func (w *Writer) Close() (*TOC, error) {
+	if w.err != nil {
+		return nil, w.err
+	}
+	for range 2 {
+		if _, w.err = w.block(); w.err != nil {
+			return nil, w.err
+		}
+	}
+	var rest []byte
+	if w.cur != nil {
+		rest = w.cur.b[:w.cur.n]
+		if _, w.err = w.w.Write(rest); w.err != nil {
+			return nil, w.err
+		}
+	}
+	t := &TOC{Entries: w.entries}
+	t.DiffID, t.Size = w.d.sum(rest)
+	w.err = fmt.Errorf("layer writer is closed: %w", oci.ErrInvalid)
+	return t, nil
+}
+
+// normalise checks e against the rules of a canonical layer and the entry
+// before it, and clears what its type does not have.
+func (w *Writer) normalise(e *Entry) error {
+	if err := checkPath(e.Path); err != nil {
+		return err
+	}
+	if k := len(w.entries); k > 0 {
+		if err := checkOrder(&w.entries[k-1], e); err != nil {
+			return err
+		}
+	}
+	if e.Type != Regular {
+		e.Size, e.Digest = 0, ""
+	}
+	e.Offset = 0
+	if e.Type != Char && e.Type != Block {
+		e.DevMajor, e.DevMinor = 0, 0
+	}
+	if e.Type != Symlink && e.Type != HardLink {
+		e.Link = ""
+	}
+	if e.ModTime.IsZero() {
+		e.ModTime = time.Unix(0, 0)
+	}
+	e.ModTime = e.ModTime.UTC()
+	e.Mode &= 0o7777
+	e.Xattrs = portableXattrs(e.Xattrs)
+	if e.UID < 0 || e.GID < 0 || e.Size < 0 {
+		return fmt.Errorf("owner %d:%d, size %d: negative: %w", e.UID, e.GID, e.Size, oci.ErrInvalid)
+	}
+	return w.checkType(e)
+}
+
+func (w *Writer) checkType(e *Entry) error {
+	switch e.Type {
+	case Regular, Fifo:
+	case Dir:
+		return nil // the root may be one
+	case Opaque, Whiteout:
+		e.Mode, e.UID, e.GID, e.ModTime, e.Xattrs = 0, 0, 0, time.Unix(0, 0).UTC(), nil
+		if e.Type == Opaque {
+			return nil
+		}
+	case Symlink:
+		if e.Link == "" || len(e.Link) >= maxPath || strings.IndexByte(e.Link, 0) >= 0 {
+			return fmt.Errorf("symlink to %.100q: %w", e.Link, oci.ErrInvalid)
+		}
+	case HardLink:
+		i, ok := slices.BinarySearchFunc(w.entries, e.Link, func(x Entry, p string) int { return comparePaths(x.Path, p) })
+		if !ok {
+			return fmt.Errorf("hard link to %.100q, which no entry before it is: %w", e.Link, oci.ErrInvalid)
+		}
+		switch w.entries[i].Type {
+		case Dir, Opaque, Whiteout, HardLink:
+			return fmt.Errorf("hard link to %.100q, which is no file: %w", e.Link, oci.ErrInvalid)
+		}
+	case Char, Block:
+		if uint64(e.DevMajor) > 0o7777777 || uint64(e.DevMinor) > 0o7777777 {
+			return fmt.Errorf("device %d:%d: %w", e.DevMajor, e.DevMinor, oci.ErrInvalid)
+		}
+		if e.Type == Char && e.DevMajor == 0 && e.DevMinor == 0 {
+			return fmt.Errorf("character device 0:0 is overlayfs' whiteout: %w", oci.ErrInvalid)
+		}
+	default:
+		return fmt.Errorf("type %q: %w", byte(e.Type), oci.ErrInvalid)
+	}
+	if e.Path == "." {
+		return fmt.Errorf("the root is a directory: %w", oci.ErrInvalid)
+	}
+	return nil
+}
+
+// checkPath accepts what Entry.Path promises, no more.
+func checkPath(p string) error {
+	if p == "." {
+		return nil
+	}
+	if p == "" || len(p) >= maxPath {
+		return fmt.Errorf("a path has 1 to %d bytes, not %d: %w", maxPath-1, len(p), oci.ErrInvalid)
+	}
+	if strings.IndexByte(p, 0) >= 0 {
+		return fmt.Errorf("NUL in a path: %w", oci.ErrInvalid)
+	}
+	for rest, depth := p, 1; ; depth++ {
+		name, more, ok := strings.Cut(rest, "/")
+		switch {
+		case name == "" || name == "." || name == "..":
+			return fmt.Errorf("path is not clean: %w", oci.ErrInvalid)
+		case len(name) > maxName || depth > maxDepth:
+			return fmt.Errorf("name longer than %d bytes or path deeper than %d: %w", maxName, maxDepth, oci.ErrInvalid)
+		case strings.HasPrefix(name, whiteoutPrefix):
+			return fmt.Errorf("names that begin with %q are whiteouts in image layers; rename it: %w", whiteoutPrefix, oci.ErrInvalid)
+		}
+		if !ok {
+			return nil
+		}
+		rest = more
+	}
+}
+
+func checkOrder(prev, e *Entry) error {
+	switch {
+	case !Less(prev, e):
+		return fmt.Errorf("comes after %q, out of order or twice: %w", prev.Path, oci.ErrInvalid)
+	case prev.Path == e.Path && prev.Type != Dir:
+		return fmt.Errorf("opaque, but not a directory: %w", oci.ErrInvalid)
+	case prev.Type != Dir && prev.Type != Opaque && len(e.Path) > len(prev.Path) &&
+		e.Path[len(prev.Path)] == '/' && strings.HasPrefix(e.Path, prev.Path):
+		// The order keeps a subtree together, so prev is all there is to check.
+		return fmt.Errorf("lies in %q, which is no directory: %w", prev.Path, oci.ErrInvalid)
+	}
+	return nil
+}
+
+// block returns the next 512 bytes of the tar, zeroed, to be filled in.
+func (w *Writer) block() ([]byte, error) {
+	b, err := w.room()
+	if err != nil {
+		return nil, err
+	}
+	b = b[:blockSize]
+	clear(b)
+	w.advance(blockSize)
+	return b, nil
+}
+
+// room returns what is free of the current chunk, at least one byte.
+func (w *Writer) room() ([]byte, error) {
+	if w.cur != nil && w.cur.n == len(w.cur.b) {
+		c := w.cur
+		w.cur = nil
+		w.d.put(c) // hashed while it is written
+		_, err := w.w.Write(c.b[:c.n])
+		w.d.release(c)
+		if err != nil {
+			return nil, err
+		}
+	}
+	if w.cur == nil {
+		w.cur = w.d.get()
+	}
+	return w.cur.b[w.cur.n:], nil
+}
+
+func (w *Writer) advance(n int) {
+	w.cur.n += n
+	w.off += int64(n)
+}
+
+// content copies e's content into the tar: read straight into the chunk that
+// will be written, and hashed there.
+func (w *Writer) content(e *Entry, r io.Reader) error {
+	want := e.Digest == ""
+	if want {
+		w.file.Reset()
+	}
+	var err error
+	for left := e.Size; left > 0; {
+		b, werr := w.room()
+		if werr != nil {
+			return werr
+		}
+		if r == nil || err == io.EOF {
+			return fmt.Errorf("content ended %d bytes short of %d: %w", left, e.Size, oci.ErrInvalid)
+		}
+		if err != nil {
+			return err
+		}
+		var n int
+		n, err = r.Read(b[:min(int64(len(b)), left)])
+		if want {
+			w.file.Write(b[:n])
+		}
+		w.advance(n)
+		left -= int64(n)
+	}
+	for r != nil && err == nil {
+		var n int
+		if n, err = r.Read(w.one[:]); n > 0 {
+			return fmt.Errorf("content is longer than its %d bytes: %w", e.Size, oci.ErrInvalid)
+		}
+	}
+	if r != nil && err != io.EOF {
+		return err
+	}
+	if want {
+		e.Digest = hexDigest(w.file)
+	}
+	return w.pad()
+}
+
+// pad fills the block that the content ended in with zeros.
+func (w *Writer) pad() error {
+	if k := int(w.off % blockSize); k != 0 {
+		b, err := w.room()
+		if err != nil {
+			return err
+		}
+		clear(b[:blockSize-k])
+		w.advance(blockSize - k)
+	}
+	return nil
+}
+
+// header writes e's headers.
+func (w *Writer) header(e *Entry) error {
+	name, flag := e.Path, byte(e.Type)
+	switch e.Type {
+	case Dir:
+		name += "/" // "./" is the root
+	case Whiteout:
+		dir, base := splitPath(e.Path)
+		name, flag = whiteoutPrefix+base, byte(Regular)
+		if dir != "." {
+			name = dir + "/" + name
+		}
+	case Opaque:
+		name, flag = e.Path+"/"+opaqueName, byte(Regular)
+		if e.Path == "." {
+			name = opaqueName
+		}
+	}
+	w.pax = w.pax[:0]
+	if len(e.Xattrs) > 0 {
+		w.keys = w.keys[:0]
+		for k := range e.Xattrs {
+			w.keys = append(w.keys, k)
+		}
+		slices.Sort(w.keys)
+		for _, k := range w.keys {
+			w.record(xattrPAX+k, e.Xattrs[k])
+		}
+	}
+	// The keys below are in their sorted order; all of them come after
+	// "SCHILY…", as capitals do.
+	const maxOctal7, maxOctal11 = 0o7777777, 0o77777777777
+	if e.GID > maxOctal7 {
+		w.record("gid", strconv.Itoa(e.GID))
+	}
+	if !fits(e.Link, 100) {
+		w.record("linkpath", e.Link)
+	}
+	sec, nsec := e.ModTime.Unix(), e.ModTime.Nanosecond()
+	if sec < 0 || sec > maxOctal11 || nsec != 0 {
+		w.record("mtime", paxTime(sec, nsec))
+	}
+	prefix, short, ok := splitUstar(name)
+	if !ok {
+		w.record("path", name)
+	}
+	if e.Size > maxOctal11 {
+		w.record("size", strconv.FormatInt(e.Size, 10))
+	}
+	if e.UID > maxOctal7 {
+		w.record("uid", strconv.Itoa(e.UID))
+	}
+	if err := w.writePAX(); err != nil {
+		return err
+	}
+	b, err := w.block()
+	if err != nil {
+		return err
+	}
+	copy(b[0:100], short)
+	copy(b[345:500], prefix)
+	copyASCII(b[157:257], e.Link)
+	ustar(b, e.Mode, octalOr0(int64(e.UID), maxOctal7), octalOr0(int64(e.GID), maxOctal7),
+		octalOr0(e.Size, maxOctal11), octalOr0(sec, maxOctal11), flag)
+	octal(b[329:337], e.DevMajor)
+	octal(b[337:345], e.DevMinor)
+	checksum(b)
+	return nil
+}
+
+// writePAX writes the records collected in w.pax, if any, as an extended header.
+func (w *Writer) writePAX() error {
+	if len(w.pax) == 0 {
+		return nil
+	}
+	b, err := w.block()
+	if err != nil {
+		return err
+	}
+	copy(b, "././@PaxHeader")
+	ustar(b, 0, 0, 0, int64(len(w.pax)), 0, 'x')
+	octal(b[329:337], 0)
+	octal(b[337:345], 0)
+	checksum(b)
+	for p := w.pax; len(p) > 0; {
+		b, err := w.room()
+		if err != nil {
+			return err
+		}
+		n := copy(b, p)
+		w.advance(n)
+		p = p[n:]
+	}
+	return w.pad()
+}
+
+// record appends the PAX record "LENGTH key=value\n", whose length counts its
+// own digits.
+func (w *Writer) record(key, value string) {
+	n := len(key) + len(value) + 3
+	size := n + digits(n)
+	size = n + digits(size)
+	w.pax = strconv.AppendInt(w.pax, int64(size), 10)
+	w.pax = append(w.pax, ' ')
+	w.pax = append(w.pax, key...)
+	w.pax = append(w.pax, '=')
+	w.pax = append(w.pax, value...)
+	w.pax = append(w.pax, '\n')
+}
+
+func digits(n int) int {
+	d := 1
+	for ; n >= 10; n /= 10 {
+		d++
+	}
+	return d
+}
+
+// paxTime is a decimal fraction without trailing zeros.
+func paxTime(sec int64, nsec int) string {
+	sign := ""
+	if sec < 0 {
+		sign = "-"
+		sec = -sec
+		if nsec > 0 {
+			sec--
+			nsec = 1e9 - nsec
+		}
+	}
+	s := sign + strconv.FormatInt(sec, 10)
+	if nsec == 0 {
+		return s
+	}
+	return strings.TrimRight(fmt.Sprintf("%s.%09d", s, nsec), "0")
+}
+
+// fits tells whether a ustar field of n bytes can hold s: short and ASCII.
+func fits(s string, n int) bool {
+	if len(s) > n {
+		return false
+	}
+	for i := 0; i < len(s); i++ {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+// splitUstar cuts name into ustar's prefix and name fields. Where that is not
+// possible it returns what stands in the name field beside the PAX record.
+func splitUstar(name string) (prefix, short string, ok bool) {
+	if fits(name, 100) {
+		return "", name, true
+	}
+	if fits(name, 256) {
+		// The last "/" that leaves a prefix of at most 155 bytes; a directory's
+		// own trailing one does not count.
+		i := strings.LastIndexByte(name[:min(156, len(name)-1)], '/')
+		if i > 0 && len(name)-i-1 <= 100 {
+			return name[:i], name[i+1:], true
+		}
+	}
+	var b [100]byte
+	n := copyASCII(b[:], name)
+	return "", string(bytes.TrimRight(b[:n], "/")), false
+}
+
+// copyASCII copies the ASCII bytes of s that fit.
+func copyASCII(b []byte, s string) int {
+	n := 0
+	for i := 0; i < len(s) && n < len(b); i++ {
+		if s[i] < 0x80 {
+			b[n] = s[i]
+			n++
+		}
+	}
+	return n
+}
+
+func octalOr0(v, most int64) int64 {
+	if v < 0 || v > most {
+		return 0
+	}
+	return v
+}
+
+// ustar fills in the fields that every header has.
+func ustar(b []byte, mode uint32, uid, gid, size, mtime int64, flag byte) {
+	octal(b[100:108], int64(mode))
+	octal(b[108:116], uid)
+	octal(b[116:124], gid)
+	octal(b[124:136], size)
+	octal(b[136:148], mtime)
+	b[156] = flag
+	copy(b[257:], "ustar\x0000")
+}
+
+// octal writes v with leading zeros and a closing NUL.
+func octal(b []byte, v int64) {
+	for i := len(b) - 2; i >= 0; i-- {
+		b[i] = '0' + byte(v&7)
+		v >>= 3
+	}
+}
+
+// checksum sums the block as if its own field were spaces.
+func checksum(b []byte) {
+	sum := int64(8 * ' ')
+	for i, c := range b[:blockSize] {
+		if i < 148 || i >= 156 {
+			sum += int64(c)
+		}
+	}
+	octal(b[148:155], sum)
+	b[155] = ' '
+}
