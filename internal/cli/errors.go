@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,16 +93,32 @@ func (a *App) report(ctx context.Context, err error) int {
 		}
 		return 1
 	}
-	f := &Failure{Err: err}
-	errors.As(err, &f)
-	code := f.Code
-	if code == 0 {
-		code = 1
+	return a.print(err)
+}
+
+// print prints err, or each of several that errors.Join joined, on lines of
+// their own, and returns the first one's exit code.
+func (a *App) print(err error) int {
+	if err == nil {
+		return 0
+	}
+	if all, ok := err.(interface{ Unwrap() []error }); ok {
+		code := 0
+		for _, e := range all.Unwrap() {
+			if c := a.print(e); code == 0 {
+				code = c
+			}
+		}
+		return code
+	}
+	f := &Failure{}
+	if !errors.As(err, &f) {
+		f.Err = err
 	}
 	if f.Err != nil {
 		fmt.Fprintln(a.Err, a.text(f))
 	}
-	return code
+	return cmp.Or(f.Code, 1)
 }
 
 // text is f as it is printed.

@@ -22,6 +22,11 @@ func (a *App) topLevel() []*cobra.Command {
 
 		common(a.imagesCommand("images"), 60),
 
+		a.historyCommand("history"),
+		a.inspectCommand(),
+		a.rmiCommand("rmi"),
+		a.tagCommand("tag"),
+
 		a.imageCommand(),
 	}
 }
@@ -127,7 +132,13 @@ func (a *App) group(use, short string, sub ...*cobra.Command) *cobra.Command {
 func (a *App) imageCommand() *cobra.Command {
 	ls := a.imagesCommand("ls")
 	ls.Aliases = []string{"list"}
+	rm := a.rmiCommand("rm")
+	rm.Aliases = []string{"remove"}
 	return a.group("image", "Manage images",
+		a.historyCommand("history"),
+		a.imageInspectCommand(),
 		ls,
+		rm,
+		a.tagCommand("tag"),
 	)
 }

@@ -1,0 +1,240 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/platforms"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+
+	"github.com/strake-project/strake/internal/cli/term"
+	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// imageObject is what inspect prints of an image: the fields of docker's API
+// (GET /images/NAME/json), in its order and under its Go names, which people's
+// templates use.
+type imageObject struct {
+	ID            oci.Digest `json:"Id"`
+	RepoTags      []string
+	RepoDigests   []string
+	Parent        string
+	Comment       string
+	Created       string `json:",omitempty"`
+	DockerVersion string
+	Author        string
+	Config        *dockerspec.DockerOCIImageConfig
+	Architecture  string
+	Variant       string `json:",omitempty"`
+	Os            string
+	OsVersion     string `json:",omitempty"`
+	Size          int64
+	GraphDriver   graphDriver
+	RootFS        rootFS
+	Metadata      imageMetadata
+	Descriptor    *oci.Descriptor `json:",omitempty"`
+}
+
+type graphDriver struct {
+	Data map[string]string
+	Name string
+}
+
+type rootFS struct {
+	Type   string
+	Layers []oci.Digest `json:",omitempty"`
+}
+
+type imageMetadata struct {
+	LastTagTime time.Time
+}
+
+type inspectOptions struct {
+	format, kind, platform string
+}
+
+func (a *App) imageInspectCommand() *cobra.Command {
+	o := inspectOptions{kind: "image"}
+	cmd := &cobra.Command{
+		Use:   "inspect [OPTIONS] IMAGE [IMAGE...]",
+		Short: "Show all that is known of one or more images",
+		Example: `  strake image inspect debian:12
+  strake image inspect -f '{{.Config.Cmd}}' web`,
+		Args: minArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.inspect(cmd.Context(), args, &o)
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVarP(&o.format, "format", "f", "", `Print as "json" or with a Go TEMPLATE`)
+	fs.StringVar(&o.platform, "platform", "", "Look at this platform's image (os[/arch[/variant]])")
+	return cmd
+}
+
+func (a *App) inspectCommand() *cobra.Command {
+	var o inspectOptions
+	cmd := &cobra.Command{
+		Use:   "inspect [OPTIONS] NAME|ID [NAME|ID...]",
+		Short: "Show all that is known of images and containers",
+		Example: `  strake inspect web
+  strake inspect --type image -f '{{json .Config.Env}}' web`,
+		Args: minArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case cmd.Flags().Changed("type") && o.kind == "":
+				return errors.New(`type is empty: must be one of "image", "container"`)
+			case o.kind != "" && o.kind != "image" && o.kind != "container":
+				return fmt.Errorf(`unknown type: %q: must be one of "image", "container"`, o.kind)
+			}
+			return a.inspect(cmd.Context(), args, &o)
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVarP(&o.format, "format", "f", "", `Print as "json" or with a Go TEMPLATE`)
+	fs.StringVar(&o.kind, "type", "", `Look only among "image" or "container"`)
+	return cmd
+}
+
+// inspect prints what it finds of names, then says what it did not find.
+func (a *App) inspect(ctx context.Context, names []string, o *inspectOptions) error {
+	format, err := term.ParseObjectFormat(o.format)
+	if err != nil {
+		return &Failure{Code: 64, Err: err}
+	}
+	s, err := a.Store()
+	if err != nil {
+		return err
+	}
+	var objects []any
+	var errs []error
+	for _, name := range names {
+		object, err := a.inspectOne(ctx, s, name, o)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		objects = append(objects, object)
+	}
+	return errors.Join(append(errs, format.Print(a.Out, objects))...)
+}
+
+func (a *App) inspectOne(ctx context.Context, s *store.Store, name string, o *inspectOptions) (any, error) {
+	if o.kind != "image" {
+		object, err := inspectContainer(ctx, s, name)
+		if err == nil || !isNotFound(err) {
+			return object, err
+		}
+		if o.kind == "container" {
+			return nil, &Failure{Daemon: true, Err: fmt.Errorf("No such container: %s%w", name, silent{oci.ErrNotFound})}
+		}
+	}
+	img, err := findImage(ctx, s, name)
+	if o.kind == "" && (isNotFound(err) || errors.Is(err, oci.ErrInvalid)) {
+		return nil, fmt.Errorf("Error: No such object: %s", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if o.platform != "" {
+		if img, err = ofPlatform(ctx, s, img, name, o.platform); err != nil {
+			return nil, daemon(err)
+		}
+	}
+	object, err := inspectImage(ctx, s, img)
+	return object, daemon(err)
+}
+
+// inspectContainer looks a container up. Containers live as long as their run
+// in this version: there is none to find.
+func inspectContainer(context.Context, *store.Store, string) (any, error) {
+	return nil, oci.ErrNotFound
+}
+
+// ofPlatform is img as it is for another platform of its index.
+func ofPlatform(ctx context.Context, s *store.Store, img *store.Image, name, platform string) (*store.Image, error) {
+	p, err := parsePlatform(platform)
+	if err != nil {
+		return nil, err
+	}
+	d, body, err := content.Manifest(ctx, s, img.Target, p)
+	if err == nil {
+		var m oci.Manifest
+		if err = json.Unmarshal(body, &m); err == nil {
+			other := *img
+			other.ID, other.Manifest = m.Config.Digest, d
+			var conf *oci.Image
+			if conf, err = imageConfig(ctx, s, &other); err == nil && platforms.OnlyStrict(p).Match(conf.Platform) {
+				return &other, nil
+			}
+		}
+	}
+	if err != nil && !isNotFound(err) {
+		return nil, err
+	}
+	return nil, fmt.Errorf("image with reference %s was found but does not provide the specified platform (%s)%w", name, platforms.Format(p), silent{oci.ErrNotFound})
+}
+
+// parsePlatform reads --platform in docker's words.
+func parsePlatform(s string) (oci.Platform, error) {
+	p, err := platforms.Parse(s)
+	if err != nil {
+		return p, daemon(err)
+	}
+	return platforms.Normalize(p), nil
+}
+
+// imageConfig reads an image's config.
+func imageConfig(ctx context.Context, s *store.Store, img *store.Image) (*oci.Image, error) {
+	body, err := content.ReadAll(ctx, s, img.Manifest)
+	if err != nil {
+		return nil, err
+	}
+	var m oci.Manifest
+	if err := json.Unmarshal(body, &m); err != nil {
+		return nil, fmt.Errorf("manifest %s: %v: %w", img.Manifest.Digest, err, oci.ErrInvalid)
+	}
+	if body, err = content.ReadAll(ctx, s, m.Config); err != nil {
+		return nil, err
+	}
+	var conf oci.Image
+	if err := json.Unmarshal(body, &conf); err != nil {
+		return nil, fmt.Errorf("config %s: %v: %w", m.Config.Digest, err, oci.ErrInvalid)
+	}
+	return &conf, nil
+}
+
+func inspectImage(ctx context.Context, s *store.Store, img *store.Image) (*imageObject, error) {
+	conf, err := imageConfig(ctx, s, img)
+	if err != nil {
+		return nil, err
+	}
+	o := &imageObject{
+		ID: img.ID, RepoTags: []string{}, RepoDigests: []string{},
+		Author: conf.Author, Config: &conf.Config,
+		Architecture: conf.Architecture, Variant: conf.Variant, Os: conf.OS, OsVersion: conf.OSVersion,
+		Size:        img.Size,
+		GraphDriver: graphDriver{Name: "overlayfs"},
+		RootFS:      rootFS{Type: conf.RootFS.Type, Layers: conf.RootFS.DiffIDs},
+		Metadata:    imageMetadata{LastTagTime: img.Tagged},
+		Descriptor:  &img.Target,
+	}
+	for _, n := range img.Names {
+		o.RepoTags = append(o.RepoTags, n.Familiar())
+	}
+	for _, d := range img.Digests {
+		o.RepoDigests = append(o.RepoDigests, d.Familiar())
+	}
+	if conf.Created != nil {
+		o.Created = conf.Created.Format(time.RFC3339Nano)
+	}
+	if n := len(conf.History); n > 0 {
+		o.Comment = conf.History[n-1].Comment
+	}
+	return o, nil
+}

@@ -1,0 +1,259 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+func (a *App) rmiCommand(use string) *cobra.Command {
+	var force, noPrune bool
+	cmd := &cobra.Command{
+		Use:   use + " [OPTIONS] IMAGE [IMAGE...]",
+		Short: "Remove one or more images",
+		Example: `  strake rmi web:old
+  strake rmi -f 4f1d2c3b4a59`,
+		Args: minArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.rmi(cmd.Context(), args, force)
+		},
+	}
+	fs := cmd.Flags()
+	fs.BoolVarP(&force, "force", "f", false, "Remove also what several names or stopped containers use")
+	fs.BoolVar(&noPrune, "no-prune", false, "Keep untagged parents (strake's images have none)")
+	return cmd
+}
+
+// rmi removes each of names, goes on where one fails and reports all failures.
+// With force, a name that is not there is reported but is no failure.
+func (a *App) rmi(ctx context.Context, names []string, force bool) error {
+	s, err := a.Store()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	fatal := false
+	for _, name := range names {
+		r := remover{s: s, force: force}
+		err := r.remove(ctx, name)
+		for _, line := range r.lines {
+			fmt.Fprintln(a.Out, line)
+		}
+		if err != nil {
+			fatal = fatal || !isNotFound(err)
+			errs = append(errs, err)
+		}
+	}
+	if force && !fatal {
+		a.print(errors.Join(errs...))
+		return nil
+	}
+	return errors.Join(errs...)
+}
+
+// remover removes one image or one of its names.
+type remover struct {
+	s     *store.Store
+	force bool
+	lines []string // what docker prints
+}
+
+func (r *remover) remove(ctx context.Context, name string) error {
+	img, err := findImage(ctx, r.s, name)
+	if err != nil {
+		return err
+	}
+	users, err := containersOf(ctx, r.s, img)
+	if err != nil {
+		return daemon(err)
+	}
+	if named, ok := nameOf(img, name); ok {
+		return r.removeName(ctx, img, named, users)
+	}
+	return r.removeID(ctx, img, name, users)
+}
+
+// nameOf finds which of img's names the user gave; none means that it was an ID.
+func nameOf(img *store.Image, given string) (ref.Ref, bool) {
+	want, err := ref.ParseImage(given)
+	if err != nil {
+		return ref.Ref{}, false
+	}
+	for _, n := range append(img.Names[:len(img.Names):len(img.Names)], img.Digests...) {
+		if n.Repository() == want.Repository() && (want.Digest != "" && n.Digest == want.Digest || want.Digest == "" && n.Digest == "" && n.Tag == want.Tag) {
+			return n, true
+		}
+	}
+	return ref.Ref{}, false
+}
+
+// removeName takes one name away; with the last one the image goes too.
+func (r *remover) removeName(ctx context.Context, img *store.Image, name ref.Ref, users []user) error {
+	if !onlyRepository(img, name) {
+		return r.untagWithDigests(ctx, img, name)
+	}
+	if len(users) > 0 && !r.force {
+		return conflict(name.Familiar(), "must be forced",
+			fmt.Sprintf("container %s is using its referenced image %s", users[0].short(), shortID(img.ID, false)))
+	}
+	if err := r.untagAll(ctx, img); err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return nil // the containers keep it
+	}
+	return r.collect(ctx, img)
+}
+
+// removeID takes the whole image away.
+func (r *remover) removeID(ctx context.Context, img *store.Image, given string, users []user) error {
+	shown := strings.TrimPrefix(given, "sha256:")
+	shown = shown[:min(12, len(shown))]
+	for _, u := range users {
+		if u.running {
+			return conflict(shown, "cannot be forced", "image is being used by running container "+u.short())
+		}
+	}
+	if !r.force {
+		if len(img.Names)+len(img.Digests) > 1 && !onlyRepository(img, firstName(img)) {
+			return conflict(shown, "must be forced", "image is referenced in multiple repositories")
+		}
+		if len(users) > 0 {
+			return conflict(shown, "must be forced", "image is being used by stopped container "+users[0].short())
+		}
+	}
+	if err := r.untagAll(ctx, img); err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return nil
+	}
+	return r.collect(ctx, img)
+}
+
+func firstName(img *store.Image) ref.Ref {
+	if len(img.Names) > 0 {
+		return img.Names[0]
+	}
+	return img.Digests[0]
+}
+
+// onlyRepository tells whether taking name away leaves img without a name: it
+// is the only tag, and what else there is are digests of the same repository.
+func onlyRepository(img *store.Image, name ref.Ref) bool {
+	for _, n := range img.Names {
+		if n != name {
+			return false
+		}
+	}
+	for _, d := range img.Digests {
+		if d != name && (name.Digest != "" || d.Repository() != name.Repository()) {
+			return false
+		}
+	}
+	return true
+}
+
+// untagWithDigests takes name away and, if it was its repository's last tag,
+// the digests that the repository was known by.
+func (r *remover) untagWithDigests(ctx context.Context, img *store.Image, name ref.Ref) error {
+	if err := r.untag(ctx, name); err != nil || name.Digest != "" {
+		return err
+	}
+	for _, n := range img.Names {
+		if n != name && n.Repository() == name.Repository() {
+			return nil
+		}
+	}
+	for _, d := range img.Digests {
+		if d.Repository() == name.Repository() {
+			if err := r.untag(ctx, d); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *remover) untagAll(ctx context.Context, img *store.Image) error {
+	for _, n := range append(img.Names[:len(img.Names):len(img.Names)], img.Digests...) {
+		if err := r.untag(ctx, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *remover) untag(ctx context.Context, name ref.Ref) error {
+	if _, err := r.s.Untag(ctx, name); err != nil && !isNotFound(err) { // another rmi was faster
+		return daemon(err)
+	}
+	r.lines = append(r.lines, "Untagged: "+name.Familiar())
+	return nil
+}
+
+// collect deletes the image's content, as far as nothing else needs it, and
+// tells of the image and of the layers that are gone.
+func (r *remover) collect(ctx context.Context, img *store.Image) error {
+	freed, err := r.s.Collect(ctx, img.Target.Digest, img.Manifest.Digest)
+	if err != nil {
+		return daemon(err)
+	}
+	gone := map[oci.Digest]bool{}
+	for _, list := range [][]oci.Digest{freed.Configs, freed.Layers, freed.Blobs} {
+		for _, d := range list {
+			gone[d] = true
+		}
+	}
+	if gone[img.ID] {
+		r.lines = append(r.lines, "Deleted: "+string(img.ID))
+	}
+	for i := len(img.Layers) - 1; i >= 0; i-- {
+		if d := img.Layers[i]; gone[d] {
+			delete(gone, d) // an image may have a layer twice
+			r.lines = append(r.lines, "Deleted: "+string(d))
+		}
+	}
+	return nil
+}
+
+func conflict(name, how, why string) error {
+	return daemonf("conflict: unable to delete %s (%s) - %s", name, how, why)
+}
+
+// user is a container that uses an image.
+type user struct {
+	id      string
+	running bool
+}
+
+func (u user) short() string { return u.id[:min(12, len(u.id))] }
+
+// containersOf lists the containers made from img, by their records.
+func containersOf(ctx context.Context, s *store.Store, img *store.Image) ([]user, error) {
+	records, err := s.Records(ctx, "container")
+	if err != nil {
+		return nil, err
+	}
+	var users []user
+	for _, r := range records {
+		var c struct {
+			ImageID oci.Digest
+			Running bool
+		}
+		// A record that this version cannot read still holds its content.
+		_ = json.Unmarshal(r.Value, &c)
+		if c.ImageID == img.ID {
+			users = append(users, user{r.Key, c.Running})
+		}
+	}
+	return users, nil
+}
