@@ -52,6 +52,16 @@ type RangeOpener interface {
 	OpenAt(ctx context.Context, d oci.Descriptor, offset, length int64) (io.ReadCloser, error)
 }
 
+// Rewinder may be implemented by the reader given to Put. A sink whose transfer
+// broke goes on with it where the other side stopped; with other readers, but
+// for an io.Seeker, it must fail.
+type Rewinder interface {
+	io.Reader
+	// Rewind makes the next Read start at offset, counted from the start of
+	// the content. After an error the reader is of no more use.
+	Rewind(offset int64) error
+}
+
 // Resumer is a Sink that keeps what arrived of an interrupted Put.
 type Resumer interface {
 	// Resume opens d's unfinished copy. Offset bytes of it are there already.

@@ -388,8 +388,9 @@ func (c *copier) putBlob(ctx context.Context, d oci.Descriptor, ev func(EventKin
 	if err != nil {
 		return sourceErr(err)
 	}
-	defer r.Close()
 	src := &sourceReader{r: r, moved: func(n int64) { ev(Progressed, n) }}
+	src.open = func(offset int64) (io.ReadCloser, error) { return c.openAt(ctx, d, offset) }
+	defer func() { _ = src.r.Close() }()
 	if err := c.dst.Put(ctx, d, src); err != nil {
 		if src.err != nil {
 			return sourceErr(src.err)
@@ -455,13 +456,44 @@ func (c *copier) resume(ctx context.Context, resumer Resumer, d oci.Descriptor, 
 	return nil
 }
 
+// openAt opens d at offset, also from a source that can't start in the middle.
+func (c *copier) openAt(ctx context.Context, d oci.Descriptor, offset int64) (io.ReadCloser, error) {
+	if ro, ok := c.src.(RangeOpener); ok && offset > 0 {
+		if r, err := ro.OpenAt(ctx, d, offset, -1); !errors.Is(err, oci.ErrUnsupported) {
+			return r, err
+		}
+	}
+	r, err := c.src.Open(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.CopyN(io.Discard, r, offset); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
 // sourceReader counts what passes and keeps the source's own error, so that a
-// failed copy can say which end failed.
+// failed copy can say which end failed. It is a Rewinder where it has open.
 type sourceReader struct {
-	r     io.Reader
+	r     io.ReadCloser
 	n     int64
 	moved func(int64)
+	open  func(offset int64) (io.ReadCloser, error)
 	err   error
+}
+
+// Rewind implements Rewinder.
+func (s *sourceReader) Rewind(offset int64) error {
+	s.r.Close()
+	r, err := s.open(offset)
+	if err != nil {
+		s.err = err
+		return err
+	}
+	s.r, s.n = r, offset
+	return nil
 }
 
 func (s *sourceReader) Read(p []byte) (int, error) {
