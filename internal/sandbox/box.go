@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-project/strake/internal/sandbox/seccomp"
 )
 
 // box is a sandbox in the making. newBox and close run anywhere; enter and
@@ -21,6 +23,7 @@ type box struct {
 	io     stdio
 	user   identity
 	caps   capabilities
+	filter *seccomp.Program // nil: unconfined
 	stubs  stubs
 	master *os.File // of the terminal
 	slave  *os.File
@@ -36,6 +39,9 @@ func newBox(spec *Spec) (*box, error) {
 	}
 	var err error
 	if b.caps, err = newCapabilities(spec); err != nil {
+		return nil, err
+	}
+	if b.filter, err = filterFor(spec, b.caps); err != nil {
 		return nil, err
 	}
 	if !spec.Terminal {

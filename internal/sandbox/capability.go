@@ -69,6 +69,17 @@ func newCapabilities(spec *Spec) (capabilities, error) {
 	}
 }
 
+// list names the set as profiles do.
+func (c capabilities) list() []string {
+	var list []string
+	for i, n := range capNames() {
+		if c&(1<<i) != 0 {
+			list = append(list, "CAP_"+n)
+		}
+	}
+	return list
+}
+
 // bound drops what is not in the set from the calling thread's bounding set.
 // That is what decides: a process of root's gets the bounding set with its
 // exec, any other user's gets nothing. The thread itself keeps what it has, to
@@ -97,19 +108,6 @@ func (c capabilities) bound() error {
 	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return fmt.Errorf("clear ambient capabilities: %w", err)
-	}
-	return nil
-}
-
-// confine puts the bounds on the calling thread that its process inherits.
-func (b *box) confine() error {
-	if err := b.caps.bound(); err != nil {
-		return err
-	}
-	if b.spec.NoNewPrivileges {
-		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-			return fmt.Errorf("set no_new_privs: %w", err)
-		}
 	}
 	return nil
 }
