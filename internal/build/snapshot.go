@@ -101,7 +101,7 @@ func (s *Snapshot) Key(ctx context.Context) (oci.Digest, error) {
 
 // wholeTree is a copy of everything.
 func wholeTree() *pb.FileActionCopy {
-	return &pb.FileActionCopy{Src: "/", Dest: "/", DirCopyContents: true}
+	return &pb.FileActionCopy{Src: "/", Dest: "/", DirCopyContents: true, CreateDestPath: true, Mode: -1, Timestamp: -1}
 }
 
 // layered returns s as a stack of layers: a directory is packed into one.
