@@ -23,9 +23,6 @@ const capability = "security.capability"
 
 // known completes the entry of k from the cache, or from the file.
 func (d *Dir) known(k *node, dirfd int, name string) {
-	if k.typ != layer.Regular {
-		return
-	}
 	r, ok := d.cache.find(k.id)
 	if ok {
 		k.entry.Digest = r.digest()
@@ -107,7 +104,7 @@ func (d *Dir) Hash(ctx context.Context, paths []string) error {
 				if err != nil {
 					return err
 				}
-				if n.typ != layer.Regular || n.entry.Digest != "" || n.digest.Load() != nil {
+				if n.entry.Type != layer.Regular || n.entry.Digest != "" || n.digest.Load() != nil {
 					continue
 				}
 				if _, err := d.hash(n, buf); err != nil {
@@ -116,6 +113,46 @@ func (d *Dir) Hash(ctx context.Context, paths []string) error {
 			}
 		})
 	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	// Now, and not only when closed: another build may begin at any moment.
+	// Close tells of what goes wrong.
+	_ = d.cache.save()
+	return nil
+}
+
+// Prefetch lists all that is shown below p, on all cores.
+func (d *Dir) Prefetch(ctx context.Context, p string) error {
+	n, err := d.find("readdir", p)
+	if err != nil || n.dir == nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	var down func(n *node) error
+	down = func(n *node) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		kids, err := d.load(n)
+		if err != nil {
+			return err
+		}
+		for _, k := range kids {
+			if k.dir == nil {
+				continue
+			}
+			if g.TryGo(func() error { return down(k) }) {
+				continue
+			}
+			if err := down(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	g.Go(func() error { return down(n) })
 	return g.Wait()
 }
 

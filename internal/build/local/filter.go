@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"sync"
 
 	"github.com/moby/patternmatcher"
 
@@ -50,14 +51,36 @@ func newFilter(include, exclude []string) (*filter, error) {
 	return f, nil
 }
 
-// own returns a filter for one goroutine: a PatternMatcher compiles its
-// patterns when it first uses them.
-func (f *filter) own() *filter {
-	if f.in == nil && f.ex == nil {
+// filters lends filters to goroutines, one to each: a PatternMatcher compiles
+// its patterns when it first uses them.
+type filters struct {
+	first *filter
+	mu    sync.Mutex
+	free  []*filter
+}
+
+func (s *filters) get() *filter {
+	if s.first.in == nil && s.first.ex == nil {
+		return s.first
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.free); n > 0 {
+		f := s.free[n-1]
+		s.free = s.free[:n-1]
 		return f
 	}
-	c, _ := newFilter(f.include, f.exclude)
-	return c
+	f, err := newFilter(s.first.include, s.first.exclude)
+	if err != nil {
+		panic("patterns that were valid are not: " + err.Error())
+	}
+	return f
+}
+
+func (s *filters) put(f *filter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free = append(s.free, f)
 }
 
 // literal is the part of a pattern, in whole components, before the first that
@@ -84,32 +107,28 @@ func leads(literals []string, p string) bool {
 	return false
 }
 
-// match decides about k, whose parent's matches are given, and tells whether k
-// may be shown. It sets k.keep and k.m.
-func (f *filter) match(k *node, parent matches, dir bool) (bool, error) {
-	k.keep = true
-	may := true
+// match decides about k, whose parent's matches are given: whether k may be
+// shown, and what its own matches are. It sets k.keep.
+func (f *filter) match(k *node, parent matches, dir bool) (may bool, m matches, err error) {
+	k.keep, may = true, true
+	var ok bool
 	if f.in != nil {
-		ok, m, err := f.in.MatchesUsingParentResults(k.path, parent.in)
-		if err != nil {
-			return false, fmt.Errorf("failed to match includepatterns: %v: %w", err, oci.ErrInvalid)
+		if ok, m.in, err = f.in.MatchesUsingParentResults(k.path, parent.in); err != nil {
+			return false, m, fmt.Errorf("failed to match includepatterns: %v: %w", err, oci.ErrInvalid)
 		}
-		k.m.in = m
 		if !ok {
 			k.keep = false
 			may = dir && leads(f.mayIn, k.path)
 		}
 	}
 	if f.ex != nil {
-		ok, m, err := f.ex.MatchesUsingParentResults(k.path, parent.ex)
-		if err != nil {
-			return false, fmt.Errorf("failed to match excludepatterns: %v: %w", err, oci.ErrInvalid)
+		if ok, m.ex, err = f.ex.MatchesUsingParentResults(k.path, parent.ex); err != nil {
+			return false, m, fmt.Errorf("failed to match excludepatterns: %v: %w", err, oci.ErrInvalid)
 		}
-		k.m.ex = m
 		if ok {
 			k.keep = false
 			may = may && dir && leads(f.mayEx, k.path)
 		}
 	}
-	return may, nil
+	return may, m, nil
 }

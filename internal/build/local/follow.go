@@ -89,15 +89,18 @@ func (r *follower) links(p string) ([]string, error) {
 	}
 	defer unix.Close(fd)
 	names := []string{name}
-	if strings.ContainsAny(name, `*?[`) && wildcard(name) {
-		if names, err = readNames(fd); err != nil {
+	if wildcard(name) {
+		all, err := readNames(fd)
+		if err != nil {
 			return nil, trouble("readdir", dir, err)
 		}
+		names = nil
+		for _, n := range all {
+			if ok, _ := path.Match(name, n.name); ok && (n.typ == unix.DT_LNK || n.typ == unix.DT_UNKNOWN) {
+				names = append(names, n.name)
+			}
+		}
 		slices.Sort(names)
-		names = slices.DeleteFunc(names, func(n string) bool {
-			ok, _ := path.Match(name, n)
-			return !ok
-		})
 	}
 	var out []string
 	for _, n := range names {

@@ -43,11 +43,11 @@ type Options struct {
 // Owners are 0:0, whoever owns the files. It is safe for use by several
 // goroutines.
 type Dir struct {
-	path   string
-	root   int
-	filter *filter
-	top    *node
-	cache  *cache
+	path    string
+	root    int
+	filters filters
+	top     *node
+	cache   *cache
 }
 
 var _ tree.View = (*Dir)(nil)
@@ -65,7 +65,7 @@ func Open(ctx context.Context, dir string, opt Options) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("build context: %w", &fs.PathError{Op: "open", Path: abs, Err: err})
 	}
-	d := &Dir{path: abs, root: root, top: &node{path: ".", typ: layer.Dir, keep: true}}
+	d := &Dir{path: abs, root: root}
 	if err := d.init(ctx, opt); err != nil {
 		unix.Close(root)
 		return nil, err
@@ -84,8 +84,13 @@ func (d *Dir) init(ctx context.Context, opt Options) error {
 			include = dedupe(append(append([]string(nil), include...), targets...))
 		}
 	}
-	var err error
-	if d.filter, err = newFilter(include, opt.Exclude); err != nil {
+	f, err := newFilter(include, opt.Exclude)
+	if err != nil {
+		return err
+	}
+	d.filters.first = f
+	d.filters.put(f)
+	if err := d.statTop(); err != nil {
 		return err
 	}
 	if opt.CacheDir != "" {
@@ -116,7 +121,7 @@ func (d *Dir) Lstat(p string) (*layer.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return n.entry, nil
+	return &n.entry, nil
 }
 
 // ReadDir implements tree.View.
@@ -125,10 +130,10 @@ func (d *Dir) ReadDir(p string) ([]*layer.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.entry.Type != layer.Dir {
+	if n.dir == nil {
 		return nil, notThere("readdir", p, syscall.ENOTDIR)
 	}
-	kids, err := d.load(n, d.filter.own())
+	kids, err := d.load(n)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +144,7 @@ func (d *Dir) ReadDir(p string) ([]*layer.Entry, error) {
 			return nil, err
 		}
 		if ok {
-			out = append(out, k.entry)
+			out = append(out, &k.entry)
 		}
 	}
 	return out, nil
@@ -148,16 +153,13 @@ func (d *Dir) ReadDir(p string) ([]*layer.Entry, error) {
 // find returns the visible node at p.
 func (d *Dir) find(op, p string) (*node, error) {
 	n := d.top
-	if err := d.statTop(); err != nil {
-		return nil, err
-	}
 	for rest := p; rest != "" && p != "."; {
 		var name string
 		name, rest, _ = strings.Cut(rest, "/")
-		if n.entry.Type != layer.Dir {
+		if n.dir == nil {
 			return nil, notThere(op, p, syscall.ENOENT)
 		}
-		kids, err := d.load(n, d.filter.own())
+		kids, err := d.load(n)
 		if err != nil {
 			return nil, err
 		}

@@ -1,9 +1,12 @@
 package local
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
-	"path"
+	"slices"
 	"sort"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,22 +20,25 @@ import (
 
 // node is an entry of the directory that patterns may show.
 type node struct {
-	path string
-	typ  layer.Type
-	// keep: patterns show it by itself. Else it is a directory that is shown
-	// if anything below it is.
-	keep  bool
-	m     matches
-	entry *layer.Entry
+	path  string
+	entry layer.Entry
 	id    identity
 	// digest of a regular file that was computed in this run; see file.go.
 	digest atomic.Pointer[hashed]
+	// keep: patterns show it by itself. Else it is a directory that is shown
+	// if anything below it is.
+	keep bool
+	dir  *dirState // of a directory
+}
 
-	once sync.Once
+// dirState is what is found out about a directory when somebody asks.
+type dirState struct {
+	m    matches
+	once sync.Once // lists it
 	kids []*node
 	err  error
 
-	seek sync.Once // whether anything below is shown
+	seek sync.Once // whether anything in it is shown
 	some bool
 	serr error
 }
@@ -55,24 +61,23 @@ func identityOf(st *unix.Stat_t) identity {
 }
 
 func child(kids []*node, name string) *node {
-	i := sort.Search(len(kids), func(i int) bool { return path.Base(kids[i].path) >= name })
-	if i < len(kids) && path.Base(kids[i].path) == name {
+	i := sort.Search(len(kids), func(i int) bool { return kids[i].name() >= name })
+	if i < len(kids) && kids[i].name() == name {
 		return kids[i]
 	}
 	return nil
 }
 
+func (n *node) name() string { return n.path[strings.LastIndexByte(n.path, '/')+1:] }
+
 func (d *Dir) statTop() error {
-	d.top.seek.Do(func() {
-		var st unix.Stat_t
-		if err := unix.Fstat(d.root, &st); err != nil {
-			d.top.serr = trouble("stat", d.path, err)
-			return
-		}
-		d.top.some = true
-		d.top.fill(&st, "")
-	})
-	return d.top.serr
+	var st unix.Stat_t
+	if err := unix.Fstat(d.root, &st); err != nil {
+		return trouble("stat", d.path, err)
+	}
+	d.top = &node{path: ".", keep: true}
+	d.top.fill(&st)
+	return nil
 }
 
 // visible tells whether n is shown. Of a directory that no pattern names it
@@ -81,19 +86,20 @@ func (d *Dir) visible(n *node) (bool, error) {
 	if n.keep {
 		return true, nil
 	}
-	n.seek.Do(func() {
-		kids, err := d.load(n, d.filter.own())
+	s := n.dir
+	s.seek.Do(func() {
+		kids, err := d.load(n)
 		if err != nil {
-			n.serr = err
+			s.serr = err
 			return
 		}
 		for _, k := range kids {
-			if n.some, n.serr = d.visible(k); n.some || n.serr != nil {
+			if s.some, s.serr = d.visible(k); s.some || s.serr != nil {
 				return
 			}
 		}
 	})
-	return n.some, n.serr
+	return s.some, s.serr
 }
 
 // openAt opens what is at p below the directory, no component of which may be
@@ -111,9 +117,14 @@ func (d *Dir) openAt(p string, flags int) (int, error) {
 }
 
 // load lists the directory n and stats what patterns may show of it.
-func (d *Dir) load(n *node, f *filter) ([]*node, error) {
-	n.once.Do(func() { n.kids, n.err = d.list(n, f) })
-	return n.kids, n.err
+func (d *Dir) load(n *node) ([]*node, error) {
+	s := n.dir
+	s.once.Do(func() {
+		f := d.filters.get()
+		s.kids, s.err = d.list(n, f)
+		d.filters.put(f)
+	})
+	return s.kids, s.err
 }
 
 func (d *Dir) list(n *node, f *filter) ([]*node, error) {
@@ -129,47 +140,70 @@ func (d *Dir) list(n *node, f *filter) ([]*node, error) {
 	if err != nil {
 		return nil, trouble("readdir", n.path, err)
 	}
-	sort.Strings(names)
+	slices.SortFunc(names, func(a, b named) int { return strings.Compare(a.name, b.name) })
+	slab := make([]node, len(names)) // one allocation for a directory's nodes
 	kids := make([]*node, 0, len(names))
-	for _, name := range names {
-		p := name
-		if n.path != "." {
-			p = n.path + "/" + name
-		}
-		k := &node{path: p}
-		var st unix.Stat_t
-		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			if errors.Is(err, unix.ENOENT) {
-				continue
-			}
-			return nil, trouble("lstat", p, err)
-		}
-		may, err := f.match(k, n.m, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	prefix := n.path + "/"
+	if n.path == "." {
+		prefix = ""
+	}
+	for i, x := range names {
+		k := &slab[i]
+		k.path = prefix + x.name
+		may, m, err := f.match(k, n.dir.m, x.typ == unix.DT_DIR || x.typ == unix.DT_UNKNOWN)
 		if err != nil {
 			return nil, err
 		}
-		if !may || st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		if !may || x.typ == unix.DT_SOCK {
 			continue
 		}
-		link := ""
-		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-			if link, err = readLink(fd, name, st.Size); err != nil {
-				return nil, trouble("readlink", p, err)
-			}
+		switch ok, err := d.look(k, fd, x.name); {
+		case err != nil:
+			return nil, err
+		case !ok || !k.keep && k.dir == nil:
+			continue
+		case k.dir != nil:
+			k.dir.m = m
 		}
-		k.fill(&st, link)
-		d.known(k, fd, name)
 		kids = append(kids, k)
 	}
 	return kids, nil
 }
 
+// look stats k, which is name in the directory fd. What is gone, or a socket,
+// is not shown.
+func (d *Dir) look(k *node, fd int, name string) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return false, nil
+		}
+		return false, trouble("lstat", k.path, err)
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFSOCK:
+		return false, nil
+	case unix.S_IFLNK:
+		link, err := readLink(fd, name, st.Size)
+		if err != nil {
+			return false, trouble("readlink", k.path, err)
+		}
+		k.entry.Link = link
+	}
+	k.fill(&st)
+	if k.entry.Type == layer.Regular {
+		d.known(k, fd, name)
+	}
+	return true, nil
+}
+
 // fill makes the entry from what the kernel says.
-func (n *node) fill(st *unix.Stat_t, link string) {
-	e := &layer.Entry{Path: n.path, Mode: st.Mode & 0o7777, ModTime: time.Unix(st.Mtim.Unix()), Link: link}
+func (n *node) fill(st *unix.Stat_t) {
+	e := &n.entry
+	e.Path, e.Mode, e.ModTime = n.path, st.Mode&0o7777, time.Unix(st.Mtim.Unix())
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		e.Type = layer.Dir
+		e.Type, n.dir = layer.Dir, &dirState{}
 	case unix.S_IFLNK:
 		e.Type = layer.Symlink
 	case unix.S_IFCHR:
@@ -185,12 +219,18 @@ func (n *node) fill(st *unix.Stat_t, link string) {
 	if e.Type == layer.Char || e.Type == layer.Block {
 		e.DevMajor, e.DevMinor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
 	}
-	n.typ, n.entry = e.Type, e
 }
 
-// readNames reads all names in the directory fd but "." and "..".
-func readNames(fd int) ([]string, error) {
-	var names []string
+// named is a name in a directory with the type that the directory has for it.
+type named struct {
+	name string
+	typ  byte
+}
+
+// readNames reads all names in the directory fd but "." and "..". Unlike
+// unix.ParseDirent it keeps the types, which saves a stat of what is excluded.
+func readNames(fd int) ([]named, error) {
+	var names []named
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := unix.ReadDirent(fd, buf)
@@ -200,7 +240,21 @@ func readNames(fd int) ([]string, error) {
 		if err != nil || n <= 0 {
 			return names, err
 		}
-		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+		// struct linux_dirent64: ino 8, off 8, reclen 2, type 1, name, NUL
+		for b := buf[:n]; len(b) > 19; {
+			size := int(binary.NativeEndian.Uint16(b[16:]))
+			if size < 20 || size > len(b) {
+				return nil, unix.EIO
+			}
+			name := b[19:size]
+			if i := bytes.IndexByte(name, 0); i >= 0 {
+				name = name[:i]
+			}
+			if s := string(name); s != "." && s != ".." {
+				names = append(names, named{s, b[18]})
+			}
+			b = b[size:]
+		}
 	}
 }
 
