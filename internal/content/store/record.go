@@ -1,0 +1,152 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// Record is a value that another room keeps in the store under a key, such as
+// the build cache's results and the containers. What Holds names (layers by
+// diffID, blobs by digest) is not collected while the record is there.
+type Record struct {
+	Bucket, Key string
+	Value       []byte
+	Holds       []oci.Digest
+	Created     time.Time // now, if zero
+	Used        time.Time // now, if zero
+}
+
+// touch is how old a record's Used may be before a look-up renews it: exact
+// enough for choosing what to prune, and most look-ups write nothing.
+const touch = time.Minute
+
+// PutRecord stores r, replacing what the key had.
+func (s *Store) PutRecord(ctx context.Context, r Record) error {
+	now := time.Now()
+	if r.Created.IsZero() {
+		r.Created = now
+	}
+	if r.Used.IsZero() {
+		r.Used = now
+	}
+	if r.Value == nil {
+		r.Value = []byte{}
+	}
+	return s.write(ctx, func(t *tx) error {
+		_, err := t.Exec("INSERT OR REPLACE INTO record(bucket, key, value, created, used) VALUES(?,?,?,?,?)",
+			r.Bucket, r.Key, r.Value, r.Created.UnixNano(), r.Used.UnixNano())
+		if err != nil {
+			return err
+		}
+		if _, err := t.Exec("DELETE FROM record_hold WHERE bucket = ? AND key = ?", r.Bucket, r.Key); err != nil {
+			return err
+		}
+		for _, d := range r.Holds {
+			if _, err := t.Exec("INSERT OR IGNORE INTO record_hold(digest, bucket, key) VALUES(?,?,?)", d, r.Bucket, r.Key); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// GetRecord returns the record, or oci.ErrNotFound, and takes what it holds
+// into ctx's lease. Under a lease it also counts as a use.
+func (s *Store) GetRecord(ctx context.Context, bucket, key string) (*Record, error) {
+	var r *Record
+	get := func(t *tx) (err error) {
+		r, err = t.record(bucket, key)
+		return err
+	}
+	l := leaseOf(ctx)
+	if err := s.read(ctx, get); err != nil {
+		return nil, err
+	}
+	if l == nil || s.readOnly != "" || l.hasAll(r.Holds) && time.Since(r.Used) < touch {
+		return r, nil
+	}
+	err := s.write(ctx, func(t *tx) error {
+		if err := get(t); err != nil {
+			return err
+		}
+		if time.Since(r.Used) >= touch {
+			r.Used = time.Now()
+			if _, err := t.Exec("UPDATE record SET used = ? WHERE bucket = ? AND key = ?", r.Used.UnixNano(), bucket, key); err != nil {
+				return err
+			}
+		}
+		return s.hold(t, l, r.Holds...)
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.remember(r.Holds...)
+	return r, nil
+}
+
+func (l *lease) hasAll(digests []oci.Digest) bool {
+	for _, d := range digests {
+		if !l.has(d) {
+			return false
+		}
+	}
+	return true
+}
+
+func (t *tx) record(bucket, key string) (*Record, error) {
+	r := &Record{Bucket: bucket, Key: key}
+	var created, used int64
+	err := t.QueryRow("SELECT value, created, used FROM record WHERE bucket = ? AND key = ?", bucket, key).Scan(&r.Value, &created, &used)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, notFound("%s %s", bucket, key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.Created, r.Used = time.Unix(0, created), time.Unix(0, used)
+	r.Holds, err = t.digests("SELECT digest FROM record_hold WHERE bucket = ? AND key = ?", bucket, key)
+	return r, err
+}
+
+// Records lists a bucket, most recently used first.
+func (s *Store) Records(ctx context.Context, bucket string) ([]Record, error) {
+	var all []Record
+	err := s.read(ctx, func(t *tx) error {
+		index := map[string]int{}
+		err := t.each(func(scan func(...any) error) error {
+			r := Record{Bucket: bucket}
+			var created, used int64
+			err := scan(&r.Key, &r.Value, &created, &used)
+			r.Created, r.Used = time.Unix(0, created), time.Unix(0, used)
+			index[r.Key] = len(all)
+			all = append(all, r)
+			return err
+		}, "SELECT key, value, created, used FROM record WHERE bucket = ? ORDER BY used DESC, key", bucket)
+		if err != nil {
+			return err
+		}
+		return t.each(func(scan func(...any) error) error {
+			var key, d string
+			err := scan(&key, &d)
+			r := &all[index[key]]
+			r.Holds = append(r.Holds, oci.Digest(d))
+			return err
+		}, "SELECT key, digest FROM record_hold WHERE bucket = ? ORDER BY key, digest", bucket)
+	})
+	return all, err
+}
+
+// DeleteRecord removes one; it is no error if it is not there.
+func (s *Store) DeleteRecord(ctx context.Context, bucket, key string) error {
+	return s.write(ctx, func(t *tx) error {
+		_, err := t.Exec("DELETE FROM record WHERE bucket = ? AND key = ?", bucket, key)
+		if err == nil {
+			_, err = t.Exec("DELETE FROM record_hold WHERE bucket = ? AND key = ?", bucket, key)
+		}
+		return err
+	})
+}

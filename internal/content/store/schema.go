@@ -1,0 +1,421 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// schemaVersion is the database's PRAGMA user_version. A store with a newer
+// one is refused; an older one is brought up by upgrades.
+const schemaVersion = 1
+
+// Kinds of edge: why child stays while parent does.
+const (
+	edgeBlob    = 1 // a manifest's config or layer
+	edgeImage   = 2 // an index's manifest
+	edgeSubject = 3 // a referrer stays with its subject
+	edgeForm    = 4 // a packed layer and its diffID stay with each other
+)
+
+// Digests are kept as text throughout. Times are Unix nanoseconds, repositories
+// canonical ("docker.io/library/busybox").
+const schema = `
+CREATE TABLE blob(
+	digest TEXT PRIMARY KEY, mediatype TEXT NOT NULL, size INTEGER NOT NULL,
+	plain INTEGER NOT NULL, -- length when decompressed, as far as the bytes tell; of a plain blob its size
+	boot TEXT NOT NULL      -- the boot it was written in, '' once synced
+) WITHOUT ROWID;
+CREATE TABLE manifest(
+	digest TEXT PRIMARY KEY, mediatype TEXT NOT NULL, size INTEGER NOT NULL,
+	config TEXT NOT NULL,   -- '' of an index
+	image TEXT NOT NULL,    -- ID: the config, or the manifest itself where the config is no image's; '' of an index
+	subject TEXT NOT NULL, artifacttype TEXT NOT NULL, annotations TEXT NOT NULL,
+	named INTEGER NOT NULL, -- 1 once it had a name
+	added INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX manifest_image ON manifest(image);
+CREATE INDEX manifest_config ON manifest(config);
+CREATE INDEX manifest_subject ON manifest(subject) WHERE subject <> '';
+CREATE TABLE image(
+	id TEXT PRIMARY KEY, artifact INTEGER NOT NULL, created INTEGER NOT NULL,
+	os TEXT NOT NULL, arch TEXT NOT NULL, variant TEXT NOT NULL, osversion TEXT NOT NULL,
+	labels TEXT NOT NULL,   -- JSON or ''
+	layers TEXT NOT NULL,   -- diffIDs with a space between them
+	size INTEGER NOT NULL   -- of an artifact; an image's is the sum of its layers
+) WITHOUT ROWID;
+CREATE TABLE layer(
+	diffid TEXT PRIMARY KEY,
+	size INTEGER NOT NULL,  -- of the plain tar; -1 while unknown
+	bytes INTEGER NOT NULL, -- sum of the files' sizes, estimated until toc is 1
+	toc INTEGER NOT NULL,   -- 1 once the TOC was made
+	tree INTEGER NOT NULL,  -- 0 none, 1 unpacked from a foreign tar, 2 gives the tar's bytes again
+	boot TEXT NOT NULL      -- the boot the tree was made in, '' once verified after another
+) WITHOUT ROWID;
+CREATE TABLE packed(
+	diffid TEXT NOT NULL, digest TEXT NOT NULL, packing TEXT NOT NULL,
+	verified INTEGER NOT NULL, -- 0: a manifest and its config claim it
+	PRIMARY KEY(diffid, digest)
+) WITHOUT ROWID;
+CREATE INDEX packed_digest ON packed(digest);
+CREATE TABLE edge(
+	parent TEXT NOT NULL, child TEXT NOT NULL, kind INTEGER NOT NULL, ord INTEGER NOT NULL,
+	PRIMARY KEY(parent, child, kind)
+) WITHOUT ROWID;
+CREATE INDEX edge_child ON edge(child, parent, kind);
+CREATE INDEX edge_image ON edge(parent, ord, child) WHERE kind = 2;
+CREATE TABLE tag(
+	repo TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL, at INTEGER NOT NULL,
+	PRIMARY KEY(repo, tag)
+) WITHOUT ROWID;
+CREATE INDEX tag_digest ON tag(digest);
+CREATE TABLE repodigest(
+	repo TEXT NOT NULL, digest TEXT NOT NULL,
+	PRIMARY KEY(repo, digest)
+) WITHOUT ROWID;
+CREATE INDEX repodigest_digest ON repodigest(digest);
+CREATE TABLE taglog(
+	n INTEGER PRIMARY KEY, repo TEXT NOT NULL, tag TEXT NOT NULL, digest TEXT NOT NULL, at INTEGER NOT NULL
+);
+CREATE INDEX taglog_tag ON taglog(repo, tag, n);
+CREATE TABLE origin(
+	digest TEXT NOT NULL, repo TEXT NOT NULL,
+	PRIMARY KEY(digest, repo)
+) WITHOUT ROWID;
+CREATE TABLE lease_hold(
+	digest TEXT NOT NULL, lease TEXT NOT NULL,
+	PRIMARY KEY(digest, lease)
+) WITHOUT ROWID;
+CREATE INDEX lease_hold_lease ON lease_hold(lease);
+CREATE TABLE record(
+	bucket TEXT NOT NULL, key TEXT NOT NULL, value BLOB, created INTEGER NOT NULL, used INTEGER NOT NULL,
+	PRIMARY KEY(bucket, key)
+) WITHOUT ROWID;
+CREATE TABLE record_hold(
+	digest TEXT NOT NULL, bucket TEXT NOT NULL, key TEXT NOT NULL,
+	PRIMARY KEY(digest, bucket, key)
+) WITHOUT ROWID;
+CREATE INDEX record_hold_key ON record_hold(bucket, key);
+`
+
+// openDatabase opens or makes the database. The common case costs one open and
+// one PRAGMA: nothing is created, no statement of the schema is run.
+func (s *Store) openDatabase() error {
+	path := s.path("strake.db")
+	if err := unix.Access(s.root, unix.W_OK); err == unix.EROFS || err == unix.EACCES {
+		return s.openReadOnly(path, err)
+	}
+	_, err := os.Stat(path)
+	if os.IsNotExist(err) {
+		if err := s.create(path); err != nil {
+			return s.failed(s.root, err)
+		}
+	} else if err != nil {
+		return s.failed(s.root, err)
+	}
+	s.db = connect(path, "mode=rw")
+	v, err := s.version()
+	if err == nil && v == 0 { // somebody died between creating the file and its tables
+		s.db.Close()
+		if err := s.create(path); err != nil {
+			return s.failed(s.root, err)
+		}
+		s.db = connect(path, "mode=rw")
+		v, err = s.version()
+	}
+	return s.checkVersion(v, err)
+}
+
+func (s *Store) version() (v int, err error) {
+	err = s.db.QueryRow("PRAGMA user_version").Scan(&v)
+	return v, err
+}
+
+func (s *Store) checkVersion(v int, err error) error {
+	if err == nil && v > schemaVersion {
+		err = fmt.Errorf("store %s was written by a newer strake (its schema is %d, this strake knows %d): use that one, or choose another place with --root DIR or STRAKE_ROOT: %w", s.root, v, schemaVersion, oci.ErrUnsupported)
+	} else if isCorrupt(err) {
+		err = fmt.Errorf("store %s: strake.db: %v: %w; move it away to start anew", s.root, err, oci.ErrCorrupt)
+	} else if err != nil {
+		err = s.failed(s.root, fmt.Errorf("store %s: %w", s.root, err))
+	}
+	if err != nil {
+		s.db.Close()
+	}
+	return err
+}
+
+// create makes the directories and the tables. Processes that do so at once
+// take turns by a lock on the root directory.
+func (s *Store) create(path string) error {
+	for _, dir := range []string{"blobs/sha256", "layers", "partial", "leases", "work"} {
+		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
+			return err
+		}
+	}
+	dir, err := os.Open(s.root)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := flock(dir, unix.LOCK_EX); err != nil {
+		return err
+	}
+	db := connect(path, "mode=rwc")
+	defer db.Close()
+	var v int
+	if err := db.QueryRow("PRAGMA user_version").Scan(&v); err != nil || v != 0 {
+		return err
+	}
+	// The mode is kept in the file: no later open has to ask for it.
+	if _, err := db.Exec("PRAGMA journal_mode = WAL"); err != nil {
+		return err
+	}
+	t, err := db.Begin()
+	if err != nil {
+		return err
+	}
+	defer t.Rollback()
+	if _, err := t.Exec(schema + "PRAGMA user_version = " + strconv.Itoa(schemaVersion)); err != nil {
+		return err
+	}
+	if err := t.Commit(); err != nil {
+		return err
+	}
+	return dir.Sync()
+}
+
+// openReadOnly opens a store that this process cannot write. SQLite needs its
+// shared-memory file to read a database in WAL mode; where it cannot have one,
+// a database without a log is read as immutable, and one with a log (its
+// process was killed) from a copy.
+func (s *Store) openReadOnly(path string, cause error) error {
+	s.readOnly = "read-only file system"
+	if cause == unix.EACCES {
+		s.readOnly = "permission denied"
+	}
+	if _, err := os.Stat(path); err != nil {
+		if os.IsNotExist(err) {
+			return s.cannotWrite(s.readOnly)
+		}
+		return s.failed(s.root, err)
+	}
+	mode := "mode=ro&immutable=1"
+	if fi, err := os.Stat(path + "-wal"); err == nil && fi.Size() > 0 {
+		s.db = connect(path, "mode=ro")
+		if v, err := s.version(); err == nil {
+			return s.checkVersion(v, nil)
+		}
+		s.db.Close()
+		if path, err = s.copyDatabase(path); err != nil {
+			return err
+		}
+		mode = "mode=rw"
+	}
+	s.db = connect(path, mode)
+	v, err := s.version()
+	if err == nil && v == 0 {
+		s.db.Close()
+		return s.cannotWrite(s.readOnly)
+	}
+	return s.checkVersion(v, err)
+}
+
+func (s *Store) copyDatabase(path string) (string, error) {
+	dir, err := os.MkdirTemp("", "strake-")
+	if err != nil {
+		return "", err
+	}
+	s.scrap = dir
+	for _, suffix := range []string{"", "-wal"} {
+		if err := copyFile(filepath.Join(dir, "strake.db"+suffix), path+suffix); err != nil {
+			os.RemoveAll(dir)
+			return "", err
+		}
+	}
+	return filepath.Join(dir, "strake.db"), nil
+}
+
+func copyFile(dst, src string) error {
+	in, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// connect opens a pool of connections. In WAL mode synchronous=NORMAL keeps
+// the database consistent through a power cut but may lose the last
+// transactions; those that acknowledge something are synced by writeSynced.
+func connect(path, mode string) *sql.DB {
+	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + mode +
+		"&_txlock=immediate&_pragma=busy_timeout(60000)&_pragma=synchronous(NORMAL)"
+	db, err := sql.Open("sqlite", dsn)
+	if err != nil {
+		panic(err) // only an unknown driver
+	}
+	db.SetMaxOpenConns(4)
+	db.SetMaxIdleConns(4)
+	return db
+}
+
+// tx is a transaction, for reading or writing.
+type tx struct{ *sql.Tx }
+
+// write runs fn in a write transaction. They are short, and not abandoned half
+// way when a context ends: that would leave renamed files without their rows.
+func (s *Store) write(ctx context.Context, fn func(*tx) error) error {
+	return s.transact(ctx, false, fn)
+}
+
+// writeSynced is write for what is acknowledged to people or precedes the
+// deletion of files: when it returns, this transaction and all before it
+// survive a power cut.
+func (s *Store) writeSynced(ctx context.Context, fn func(*tx) error) error {
+	return s.transact(ctx, true, fn)
+}
+
+func (s *Store) transact(ctx context.Context, sync bool, fn func(*tx) error) error {
+	if s.readOnly != "" {
+		return s.cannotWrite(s.readOnly)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		return s.failed("", err)
+	}
+	defer conn.Close()
+	if sync {
+		// The sync of the log that FULL asks for covers all earlier frames.
+		if _, err := conn.ExecContext(ctx, "PRAGMA synchronous = FULL"); err != nil {
+			return s.failed("", err)
+		}
+		defer conn.ExecContext(ctx, "PRAGMA synchronous = NORMAL")
+	}
+	t, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return s.failed("", err)
+	}
+	defer t.Rollback()
+	marked, err := s.markSynced(t)
+	if err != nil {
+		return s.failed("", err)
+	}
+	if err := fn(&tx{t}); err != nil {
+		s.unmark(marked)
+		return s.failed("", err)
+	}
+	if err := t.Commit(); err != nil {
+		s.unmark(marked)
+		return s.failed("", err)
+	}
+	return nil
+}
+
+// markSynced writes down what was synced since the last transaction.
+func (s *Store) markSynced(t *sql.Tx) ([]oci.Digest, error) {
+	s.mu.Lock()
+	list := s.synced
+	s.synced = nil
+	s.mu.Unlock()
+	for _, d := range list {
+		if _, err := t.Exec("UPDATE blob SET boot = '' WHERE digest = ?", d); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+func (s *Store) unmark(list []oci.Digest) {
+	s.mu.Lock()
+	s.synced = append(s.synced, list...)
+	s.mu.Unlock()
+}
+
+// read runs fn on one snapshot of the database.
+func (s *Store) read(ctx context.Context, fn func(*tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	t, err := s.db.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return s.failed("", err)
+	}
+	defer t.Rollback()
+	return s.failed("", fn(&tx{t}))
+}
+
+// each calls fn for every row of a query; fn scans it.
+func (t *tx) each(fn func(scan func(...any) error) error, query string, args ...any) error {
+	rows, err := t.Query(query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := fn(rows.Scan); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// exists tells whether the query has a row.
+func (t *tx) exists(query string, args ...any) (bool, error) {
+	var one int
+	err := t.QueryRow("SELECT 1 WHERE EXISTS("+query+")", args...).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// digests returns the query's only column.
+func (t *tx) digests(query string, args ...any) ([]oci.Digest, error) {
+	var all []oci.Digest
+	err := t.each(func(scan func(...any) error) error {
+		var d string
+		err := scan(&d)
+		all = append(all, oci.Digest(d))
+		return err
+	}, query, args...)
+	return all, err
+}
+
+func sqliteCode(err error) int {
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		return e.Code() & 0xff
+	}
+	return 0
+}
+
+func isFull(err error) bool     { return sqliteCode(err) == sqlite3.SQLITE_FULL }
+func isReadOnly(err error) bool { return sqliteCode(err) == sqlite3.SQLITE_READONLY }
+func isCorrupt(err error) bool {
+	c := sqliteCode(err)
+	return c == sqlite3.SQLITE_CORRUPT || c == sqlite3.SQLITE_NOTADB
+}

@@ -1,0 +1,243 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+// tagLogLength bounds the log of one tag.
+const tagLogLength = 100
+
+// repository gives back the ref of a canonical repository name.
+func repository(name string) ref.Ref {
+	domain, path, _ := strings.Cut(name, "/")
+	return ref.Ref{Domain: domain, Path: path}
+}
+
+// Tag implements content.Sink, and logs what the tag pointed at before. r with
+// a digest and no tag records that r's repository knows that digest (docker's
+// RepoDigests), as a Tag of a pulled or pushed image does too.
+func (s *Store) Tag(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
+	if err := checkDigest(d.Digest); err != nil {
+		return err
+	}
+	if r.Digest != "" && r.Digest != d.Digest {
+		return fmt.Errorf("tag %s: it points at %s: %w", r.Familiar(), d.Digest, oci.ErrInvalid)
+	}
+	repo := r.Repository()
+	// The same image built or pulled again is the common case: nothing to write.
+	same := false
+	err := s.read(ctx, func(t *tx) (err error) {
+		if r.Tag != "" {
+			same, err = t.exists("SELECT 1 FROM tag WHERE repo = ? AND tag = ? AND digest = ?", repo, r.Tag, d.Digest)
+			if err != nil || !same {
+				return err
+			}
+		}
+		implied, err := t.implied(r, d)
+		if err == nil && implied {
+			same, err = t.exists("SELECT 1 FROM repodigest WHERE repo = ? AND digest = ?", repo, d.Digest)
+		}
+		return err
+	})
+	if err != nil || same {
+		return err
+	}
+	return s.writeSynced(ctx, func(t *tx) error {
+		f, err := s.find(t, d.Digest)
+		if err != nil {
+			return err
+		}
+		if f.kind != formBlob {
+			return notFound("tag %s: %s", r.Familiar(), d.Digest)
+		}
+		if _, err := t.Exec("UPDATE manifest SET named = 1 WHERE digest = ?", d.Digest); err != nil {
+			return err
+		}
+		implied, err := t.implied(r, d)
+		if err == nil && implied {
+			_, err = t.Exec("INSERT OR IGNORE INTO repodigest(repo, digest) VALUES(?,?)", repo, d.Digest)
+		}
+		if err != nil || r.Tag == "" {
+			return err
+		}
+		return t.point(repo, r.Tag, d.Digest)
+	})
+}
+
+// implied tells whether tagging d as r says that r's repository knows d: it
+// names no tag, or it names the digest too, or d came from there or went there.
+func (t *tx) implied(r ref.Ref, d oci.Descriptor) (bool, error) {
+	if r.Tag == "" || r.Digest != "" {
+		return true, nil
+	}
+	return t.exists(`SELECT 1 FROM origin WHERE repo = ? AND digest IN (
+		SELECT child FROM edge WHERE parent = ? AND kind = 1
+		UNION SELECT b.child FROM edge a JOIN edge b ON b.parent = a.child AND b.kind = 1 WHERE a.parent = ? AND a.kind = 2)`,
+		r.Repository(), d.Digest, d.Digest)
+}
+
+// point moves a tag, or with an empty digest removes it, and logs that.
+func (t *tx) point(repo, tag string, d oci.Digest) error {
+	now := time.Now().UnixNano()
+	var err error
+	if d == "" {
+		_, err = t.Exec("DELETE FROM tag WHERE repo = ? AND tag = ?", repo, tag)
+	} else {
+		var old string
+		err = t.QueryRow("SELECT digest FROM tag WHERE repo = ? AND tag = ?", repo, tag).Scan(&old)
+		if err == nil && old == string(d) {
+			return nil
+		}
+		_, err = t.Exec("INSERT OR REPLACE INTO tag(repo, tag, digest, at) VALUES(?,?,?,?)", repo, tag, d, now)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := t.Exec("INSERT INTO taglog(repo, tag, digest, at) VALUES(?,?,?,?)", repo, tag, d, now); err != nil {
+		return err
+	}
+	_, err = t.Exec(`DELETE FROM taglog WHERE repo = ? AND tag = ? AND n <=
+		(SELECT n FROM taglog WHERE repo = ? AND tag = ? ORDER BY n DESC LIMIT 1 OFFSET ?)`, repo, tag, repo, tag, tagLogLength)
+	return err
+}
+
+// Untag removes r's tag (or r's repository digest) and returns what it pointed
+// at; oci.ErrNotFound if there is none. The content stays until Collect.
+func (s *Store) Untag(ctx context.Context, r ref.Ref) (oci.Descriptor, error) {
+	r = r.WithDefaultTag()
+	repo := r.Repository()
+	var d oci.Descriptor
+	err := s.writeSynced(ctx, func(t *tx) error {
+		var digest string
+		var err error
+		if r.Tag != "" {
+			err = t.QueryRow("SELECT digest FROM tag WHERE repo = ? AND tag = ?", repo, r.Tag).Scan(&digest)
+		} else {
+			err = t.QueryRow("SELECT digest FROM repodigest WHERE repo = ? AND digest = ?", repo, r.Digest).Scan(&digest)
+		}
+		if errors.Is(err, sql.ErrNoRows) || err == nil && r.Digest != "" && string(r.Digest) != digest {
+			return notFound("%s", r.Familiar())
+		}
+		if err != nil {
+			return err
+		}
+		d.Digest = oci.Digest(digest)
+		f, err := s.find(t, d.Digest)
+		if err != nil {
+			return err
+		}
+		d.MediaType, d.Size = f.mediaType, f.size
+		if r.Tag != "" {
+			return t.point(repo, r.Tag, "")
+		}
+		_, err = t.Exec("DELETE FROM repodigest WHERE repo = ? AND digest = ?", repo, r.Digest)
+		return err
+	})
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	return d, nil
+}
+
+// Tags implements content.TagLister. It fails with oci.ErrNotFound where
+// nothing is known of the repository.
+func (s *Store) Tags(ctx context.Context, r ref.Ref) ([]string, error) {
+	tags := []string{}
+	err := s.read(ctx, func(t *tx) error {
+		err := t.each(func(scan func(...any) error) error {
+			var tag string
+			err := scan(&tag)
+			tags = append(tags, tag)
+			return err
+		}, "SELECT tag FROM tag WHERE repo = ? ORDER BY tag", r.Repository())
+		if err != nil || len(tags) > 0 {
+			return err
+		}
+		known, err := t.exists("SELECT 1 FROM repodigest WHERE repo = ?", r.Repository())
+		if err == nil && !known {
+			err = notFound("repository %s", r.FamiliarName())
+		}
+		return err
+	})
+	return tags, err
+}
+
+// Repositories lists the repositories that have a tag, as refs without tag,
+// sorted by their canonical names.
+func (s *Store) Repositories(ctx context.Context) ([]ref.Ref, error) {
+	var all []ref.Ref
+	err := s.read(ctx, func(t *tx) error {
+		return t.each(func(scan func(...any) error) error {
+			var repo string
+			err := scan(&repo)
+			all = append(all, repository(repo))
+			return err
+		}, "SELECT DISTINCT repo FROM tag ORDER BY repo")
+	})
+	return all, err
+}
+
+// TagChange is one line of a tag's log; Digest is empty where it was removed.
+type TagChange struct {
+	Ref    ref.Ref
+	Digest oci.Digest
+	At     time.Time
+}
+
+// TagLog returns where r's tag has pointed, newest first: the last hundred
+// changes.
+func (s *Store) TagLog(ctx context.Context, r ref.Ref) ([]TagChange, error) {
+	r = r.WithDefaultTag()
+	var all []TagChange
+	err := s.read(ctx, func(t *tx) error {
+		return t.each(func(scan func(...any) error) error {
+			var d string
+			var at int64
+			err := scan(&d, &at)
+			all = append(all, TagChange{Ref: repository(r.Repository()).WithTag(r.Tag), Digest: oci.Digest(d), At: time.Unix(0, at)})
+			return err
+		}, "SELECT digest, at FROM taglog WHERE repo = ? AND tag = ? ORDER BY n DESC", r.Repository(), r.Tag)
+	})
+	return all, err
+}
+
+// Origins implements content.OriginLister.
+func (s *Store) Origins(ctx context.Context, d oci.Descriptor) ([]ref.Ref, error) {
+	var all []ref.Ref
+	err := s.read(ctx, func(t *tx) error {
+		return t.each(func(scan func(...any) error) error {
+			var repo string
+			err := scan(&repo)
+			all = append(all, repository(repo))
+			return err
+		}, "SELECT repo FROM origin WHERE digest = ? ORDER BY repo", d.Digest)
+	})
+	return all, err
+}
+
+// RecordOrigin implements content.OriginRecorder.
+func (s *Store) RecordOrigin(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
+	if r.Path == "" || s.readOnly != "" {
+		return nil
+	}
+	known := false
+	err := s.read(ctx, func(t *tx) (err error) {
+		known, err = t.exists("SELECT 1 FROM origin WHERE digest = ? AND repo = ?", d.Digest, r.Repository())
+		return err
+	})
+	if err != nil || known {
+		return err
+	}
+	return s.write(ctx, func(t *tx) error {
+		_, err := t.Exec("INSERT OR IGNORE INTO origin(digest, repo) VALUES(?,?)", d.Digest, r.Repository())
+		return err
+	})
+}
