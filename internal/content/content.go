@@ -5,8 +5,8 @@
 //
 // Source and Sink are what every place can do. What only some can do are
 // further one-method interfaces, asked for by type assertion: RangeOpener,
-// Resumer, Mounter, Packer, TagLister, ReferrerLister, SparseSink. One suite of
-// tests (internal/ocitest) runs over every implementation.
+// Resumer, Mounter, Packer, TagLister, ReferrerLister, SparseSink, OrderedSink.
+// One suite of tests (internal/ocitest) runs over every implementation.
 package content
 
 import (
@@ -133,4 +133,11 @@ type ReferrerLister interface {
 // platforms' manifests. Other sinks get all of an index or a single manifest.
 type SparseSink interface {
 	AcceptsSparseIndex()
+}
+
+// OrderedSink is a Sink that writes one thing after another, such as a stream.
+// Copy gives it the blobs one at a time in the order in which the manifest
+// names them, so that the same image becomes the same bytes.
+type OrderedSink interface {
+	WritesInOrder()
 }

@@ -82,6 +82,9 @@ func Copy(ctx context.Context, dst Sink, to ref.Ref, src Source, from ref.Ref, o
 	if opt.Parallel <= 0 {
 		opt.Parallel = 6
 	}
+	if _, ok := dst.(OrderedSink); ok {
+		opt.Parallel = 1
+	}
 	c := &copier{src: src, dst: dst, to: to, from: from, opt: opt, slots: make(chan struct{}, opt.Parallel), blobs: map[oci.Digest]*blobResult{}}
 	d, err := src.Resolve(ctx, from)
 	if err != nil {
@@ -120,6 +123,16 @@ func (c *copier) event(e Event) {
 	if c.opt.Progress != nil {
 		c.opt.Progress(e)
 	}
+}
+
+// group runs the copies of what a manifest or index names. One with Parallel 1
+// runs them in order, each to its end.
+func (c *copier) group(ctx context.Context) (*errgroup.Group, context.Context) {
+	g, ctx := errgroup.WithContext(ctx)
+	if c.opt.Parallel == 1 {
+		g.SetLimit(1)
+	}
+	return g, ctx
 }
 
 // manifest copies d, an index or manifest, with all below it, and returns what
@@ -169,7 +182,7 @@ func (c *copier) index(ctx context.Context, d oci.Descriptor, body []byte, child
 		return d, err
 	}
 	copied := make([]oci.Descriptor, len(chosen))
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := c.group(ctx)
 	for i, child := range chosen {
 		g.Go(func() (err error) {
 			copied[i], err = c.manifest(gctx, child)
@@ -247,7 +260,7 @@ func dedupe(ds []oci.Descriptor) []oci.Descriptor {
 
 func (c *copier) image(ctx context.Context, d oci.Descriptor, body []byte, children []oci.Descriptor) (oci.Descriptor, error) {
 	copied := make([]oci.Descriptor, len(children))
-	g, gctx := errgroup.WithContext(ctx)
+	g, gctx := c.group(ctx)
 	for i, child := range children {
 		g.Go(func() (err error) {
 			copied[i], err = c.blob(gctx, child)
