@@ -102,6 +102,42 @@ func (s *Stack) Relocate(i int, path string) string {
 	return p
 }
 
+// Base is the lowest layer of which anything is seen: above 0 where a layer has
+// an opaque root, which overlayfs does not know.
+func (s *Stack) Base() int {
+	for i := len(s.slots) - 1; i > 0; i-- {
+		if s.slots[i].index().nodes[0].opaque {
+			return i
+		}
+	}
+	return 0
+}
+
+// Entries lists root and what is below it as one layer would have it, in
+// canonical order: hard links as such, after the entry they link to.
+func (s *Stack) Entries(root string) ([]layer.Entry, error) {
+	var out []layer.Entry
+	first := make(map[string]string) // group -> first path in the order
+	err := Walk(s, root, func(e *layer.Entry) error {
+		c := *e
+		if pl := lookup(s.slots, e.Path); pl.kind == kindFile && pl.at.node().group != 0 {
+			g := e.Link
+			if g == "" {
+				g = e.Path
+			}
+			c.Link = ""
+			if to, ok := first[g]; ok {
+				c.Type, c.Link, c.Size, c.Digest, c.Offset = layer.HardLink, to, 0, "", 0
+			} else {
+				first[g] = e.Path
+			}
+		}
+		out = append(out, c)
+		return nil
+	})
+	return out, err
+}
+
 // Layer lists layer i as it lies in the stack, in canonical order and without
 // what it only implies: of duplicates the last one, every path relocated, hard
 // links after their targets with Link set to the first of the group, links to a
@@ -122,6 +158,11 @@ func (s *Stack) Layer(i int) []layer.Entry {
 				first[g] = p
 			}
 			out = append(out, e)
+		}
+		if nd.dir && nd.hides && nd.entry == nil {
+			// New in the place of what the whiteout removes: said in full, since
+			// it does not have the attributes below.
+			out = append(out, *impliedDir(p))
 		}
 		switch {
 		case nd.dir && (nd.opaque || nd.hides):

@@ -16,6 +16,7 @@ func (b *builder) link(n int32, e *layer.Entry, last bool) {
 	case t == n:
 		return
 	case t > 0 && !b.nodes[t].dir && b.nodes[t].entry.Type != layer.HardLink:
+		b.misplaced = b.misplaced || last // it comes before its target
 		b.share(n, t, e)
 		return
 	case t > 0:

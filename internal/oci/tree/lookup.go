@@ -134,9 +134,14 @@ func (pl *place) entry() *layer.Entry {
 		if pl.stated != nil {
 			return pl.stated
 		}
-		return &layer.Entry{Path: pl.path, Type: layer.Dir, Mode: 0o755, ModTime: time.Unix(0, 0)}
+		return impliedDir(pl.path)
 	}
 	return nil
+}
+
+// impliedDir is a directory that no layer says anything about.
+func impliedDir(p string) *layer.Entry {
+	return &layer.Entry{Path: p, Type: layer.Dir, Mode: 0o755, ModTime: time.Unix(0, 0)}
 }
 
 // origin says where the content of the file at the place is.
