@@ -2,7 +2,6 @@ package layer
 
 import (
 	"container/list"
-	"errors"
 	"fmt"
 	"os"
 	"sort"
@@ -26,21 +25,24 @@ const openDirs = 64
 type dirs struct {
 	root *dirNode
 	open *list.List // of *dirNode, most recently used first, without the root
+	// prefix of overlay's xattrs
+	prefix string
 }
 
 type dirNode struct {
 	name   string
 	parent *dirNode
 	kids   map[string]*dirNode
-	entry  int // in the TOC, -1 where the tar does not name it
+	gone   map[string]bool // the whiteouts in it
+	entry  int             // in the TOC, -1 where the tar does not name it
 	opaque bool
 	file   int // descriptor, -1 where it is not open
 	pins   int // while above 0 it stays open
 	use    *list.Element
 }
 
-func newDirs(root int) *dirs {
-	return &dirs{root: &dirNode{file: root, entry: -1}, open: list.New()}
+func newDirs(root int, prefix string) *dirs {
+	return &dirs{root: &dirNode{file: root, entry: -1}, open: list.New(), prefix: prefix}
 }
 
 func (t *dirs) close() {
@@ -112,12 +114,10 @@ func (t *dirs) make(p string) (*dirNode, error) {
 		name, rest, more := strings.Cut(p, "/")
 		kid := d.kids[name]
 		if kid == nil {
-			made, hid, err := t.child(d, name, false)
-			if err != nil {
+			var err error
+			if kid, err = t.child(d, name, false); err != nil {
 				return nil, err
 			}
-			kid = made
-			_ = hid
 		}
 		d = kid
 		if !more {
@@ -127,40 +127,54 @@ func (t *dirs) make(p string) (*dirNode, error) {
 	}
 }
 
-// child makes the directory name in d. A whiteout in its place is replaced,
-// and hid is true; anything else only if replace is.
-func (t *dirs) child(d *dirNode, name string, replace bool) (kid *dirNode, hid bool, err error) {
+// child makes the directory name in d. A whiteout in its place becomes an
+// opaque directory, which hides as much; anything else is replaced only if
+// replace is true.
+func (t *dirs) child(d *dirNode, name string, replace bool) (*dirNode, error) {
 	if kid := d.kids[name]; kid != nil {
-		return kid, false, nil
+		return kid, nil
 	}
 	at, err := t.fd(d)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
+	gone := d.gone[name]
 	err = unix.Mkdirat(at, name, 0o700)
 	if err == unix.EEXIST {
-		var st unix.Stat_t
-		if err := unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return nil, false, fmt.Errorf("stat: %w", err)
-		}
-		hid = isWhiteout(&st)
-		if !hid && !replace {
-			return nil, false, fmt.Errorf("lies in %.300q, which is no directory: %w", join(d.path(), name), oci.ErrInvalid)
+		if !gone && !replace {
+			return nil, fmt.Errorf("lies in %.300q, which is no directory: %w", join(d.path(), name), oci.ErrInvalid)
 		}
 		if err := unix.Unlinkat(at, name, 0); err != nil {
-			return nil, false, fmt.Errorf("remove the earlier entry: %w", err)
+			return nil, fmt.Errorf("remove the earlier entry: %w", err)
 		}
+		delete(d.gone, name)
 		err = unix.Mkdirat(at, name, 0o700)
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("make directory %.300q: %w", join(d.path(), name), err)
+		return nil, fmt.Errorf("make directory %.300q: %w", join(d.path(), name), err)
 	}
-	kid = &dirNode{name: strings.Clone(name), parent: d, entry: -1, file: -1}
+	kid := &dirNode{name: strings.Clone(name), parent: d, entry: -1, file: -1}
 	if d.kids == nil {
 		d.kids = map[string]*dirNode{}
 	}
 	d.kids[kid.name] = kid
-	return kid, hid, nil
+	if gone {
+		return kid, t.opaque(kid)
+	}
+	return kid, nil
+}
+
+// opaque marks d: it hides what the layers below have there.
+func (t *dirs) opaque(d *dirNode) error {
+	if d.opaque {
+		return nil
+	}
+	fd, err := t.fd(d)
+	if err != nil {
+		return err
+	}
+	d.opaque = true
+	return setMark(fd, t.prefix+opaqueXattr)
 }
 
 // forget drops the directory name of d and all below it.
@@ -197,6 +211,24 @@ func (t *dirs) walk(fn func(*dirNode) error) error {
 		return fn(d)
 	}
 	return visit(t.root)
+}
+
+// hide notes the whiteout name in d.
+func (d *dirNode) hide(name string) {
+	if d.gone == nil {
+		d.gone = map[string]bool{}
+	}
+	d.gone[strings.Clone(name)] = true
+}
+
+// holds tells whether k is d or lies below it.
+func (d *dirNode) holds(k *dirNode) bool {
+	for ; k != nil; k = k.parent {
+		if k == d {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *dirNode) path() string {
@@ -260,5 +292,3 @@ func currentUmask() uint32 {
 	}
 	return 0o777
 }
-
-var errGone = errors.New("changed while it was read")

@@ -65,7 +65,7 @@ func (p *packer) dir(fd int, path string) error {
 			return err
 		}
 	}
-	if x.opaque && path != "." {
+	if x.opaque {
 		if err := p.w.Write(Entry{Path: path, Type: Opaque}, nil); err != nil {
 			return err
 		}
@@ -148,7 +148,7 @@ func (p *packer) file(at int, name, path string) error {
 		return fmt.Errorf("stat %q: %w", path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("%q %w: %w", path, errGone, oci.ErrConflict)
+		return fmt.Errorf("%q changed while it was read: %w", path, oci.ErrConflict)
 	}
 	x, err := p.xattrs(path, func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
 		func(n string, b []byte) (int, error) { return unix.Fgetxattr(fd, n, b) })
@@ -167,7 +167,7 @@ func (p *packer) file(at int, name, path string) error {
 		if errors.Is(err, oci.ErrInvalid) {
 			var now unix.Stat_t
 			if unix.Fstat(fd, &now) == nil && now.Size != st.Size {
-				return fmt.Errorf("%q %w (%d bytes, then %d): %w", path, errGone, st.Size, now.Size, oci.ErrConflict)
+				return fmt.Errorf("%q changed while it was read (%d bytes, then %d): %w", path, st.Size, now.Size, oci.ErrConflict)
 			}
 		}
 		return err

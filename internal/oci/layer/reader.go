@@ -169,7 +169,7 @@ func (s *scanner) entry(h *tar.Header) (e Entry, ok bool, err error) {
 		Path: join(dir, base), Type: Type(h.Typeflag), Mode: uint32(h.Mode) & 0o7777,
 		UID: h.Uid, GID: h.Gid, ModTime: h.ModTime.UTC(),
 	}
-	if h.Uid < 0 || h.Gid < 0 {
+	if !validID(h.Uid) || !validID(h.Gid) {
 		return e, false, fmt.Errorf("owner %d:%d: %w", h.Uid, h.Gid, oci.ErrInvalid)
 	}
 	if strings.HasPrefix(base, whiteoutPrefix) {

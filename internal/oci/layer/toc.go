@@ -26,6 +26,7 @@ const (
 	hasDevice
 	hasOwner // other than that of the entry before
 	hasNsec
+	hasOffset // other than 0; as the distance from the one before
 )
 
 // MarshalBinary encodes the TOC compactly, with a version and a checksum.
@@ -41,16 +42,18 @@ func (t *TOC) MarshalBinary() ([]byte, error) {
 	b = binary.AppendUvarint(b, uint64(len(t.Entries)))
 	b = binary.AppendUvarint(b, uint64(text)) // what decoding must reserve
 	var keys []string
-	prev := &Entry{}
+	prev, offset := &Entry{}, int64(0)
 	for i := range t.Entries {
 		e := &t.Entries[i]
-		b = appendEntry(b, prev, e, &keys)
-		prev = e
+		b = appendEntry(b, prev, e, offset, &keys)
+		if prev = e; e.Offset != 0 {
+			offset = e.Offset
+		}
 	}
 	return binary.BigEndian.AppendUint64(b, xxh3.Hash(b)), nil
 }
 
-func appendEntry(b []byte, prev, e *Entry, keys *[]string) []byte {
+func appendEntry(b []byte, prev, e *Entry, offset int64, keys *[]string) []byte {
 	var flags byte
 	raw, sha := "", false
 	if e.Digest != "" {
@@ -71,6 +74,7 @@ func appendEntry(b []byte, prev, e *Entry, keys *[]string) []byte {
 	set(e.UID != prev.UID || e.GID != prev.GID, hasOwner)
 	nsec := e.ModTime.Nanosecond()
 	set(nsec != 0, hasNsec)
+	set(e.Offset != 0, hasOffset)
 
 	b = append(b, flags, byte(e.Type))
 	shared := 0
@@ -81,7 +85,9 @@ func appendEntry(b []byte, prev, e *Entry, keys *[]string) []byte {
 	b = binary.AppendUvarint(b, uint64(e.Mode))
 	b = binary.AppendVarint(b, e.Size)
 	b = binary.AppendVarint(b, e.ModTime.Unix())
-	b = binary.AppendVarint(b, e.Offset-prev.Offset)
+	if flags&hasOffset != 0 {
+		b = binary.AppendVarint(b, e.Offset-offset)
+	}
 	if flags&hasNsec != 0 {
 		b = binary.AppendUvarint(b, uint64(nsec))
 	}
@@ -178,8 +184,9 @@ func (t *TOC) UnmarshalBinary(b []byte) error {
 // decoder takes values off the front of b; after a damaged one bad is set and
 // all others are zero.
 type decoder struct {
-	b   []byte
-	bad bool
+	b      []byte
+	bad    bool
+	offset int64 // the last one that was not 0
 	// Paths and digests are cut from two big buffers: two allocations for the
 	// whole table instead of two for each entry.
 	paths, digests []byte
@@ -244,7 +251,10 @@ func (d *decoder) entry(prev, e *Entry) {
 	e.Mode = uint32(d.uvarint())
 	e.Size = d.varint()
 	sec := d.varint()
-	e.Offset = prev.Offset + d.varint()
+	if flags&hasOffset != 0 {
+		d.offset += d.varint()
+		e.Offset = d.offset
+	}
 	var nsec uint64
 	if flags&hasNsec != 0 {
 		if nsec = d.uvarint(); nsec >= 1e9 {

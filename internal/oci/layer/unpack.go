@@ -24,6 +24,11 @@ type UnpackOptions struct {
 	// layer that writes through a symlink of a layer below needs it. The TOC
 	// keeps the tar's paths.
 	Relocate func(path string) string
+	// Below, if given, returns a regular file of the layers below: what a hard
+	// link means whose target is not in this layer. It becomes a copy, with the
+	// attributes that the link's header has. oci.ErrNotFound where there is
+	// none. Without Below such a link fails with oci.ErrInvalid.
+	Below func(path string) (io.ReadCloser, error)
 }
 
 // Unpack extracts an uncompressed layer tar into dir, which exists and is
@@ -37,7 +42,12 @@ func Unpack(ctx context.Context, r io.Reader, dir string, opt UnpackOptions) (*T
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	u := &unpacker{s: newScanner(r), base: dir, opt: opt, dirs: newDirs(root), umask: currentUmask()}
+	u := &unpacker{s: newScanner(r), base: dir, opt: opt, umask: currentUmask(),
+		rooted: os.Geteuid() == 0 && os.Getegid() == 0, prefix: overlayTrusted}
+	if opt.Unprivileged {
+		u.prefix = overlayUser
+	}
+	u.dirs = newDirs(root, u.prefix)
 	defer u.dirs.close()
 	for n := 0; ; n++ {
 		if err := ctx.Err(); err != nil {
@@ -74,6 +84,10 @@ type unpacker struct {
 	opt   UnpackOptions
 	dirs  *dirs
 	umask uint32
+	// rooted: what this process makes belongs to 0:0. Directories get their
+	// setgid bits only at the end, so they pass no group on.
+	rooted bool
+	prefix string // of overlay's xattrs
 	// last is the directory of the entry before, which most entries share.
 	lastPath string
 	last     *dirNode
@@ -104,7 +118,7 @@ func (u *unpacker) node(ctx context.Context, e *Entry, p string) error {
 		if err != nil {
 			return err
 		}
-		return u.opaque(d)
+		return u.dirs.opaque(d)
 	}
 	dir, name := splitPath(p)
 	if u.last == nil || dir != u.lastPath {
@@ -120,7 +134,7 @@ func (u *unpacker) node(ctx context.Context, e *Entry, p string) error {
 	case Whiteout:
 		return u.whiteout(u.last, name)
 	case HardLink:
-		return u.hardLink(u.last, name, e)
+		return u.hardLink(ctx, u.last, name, e)
 	}
 	return u.special(u.last, name, e)
 }
@@ -135,13 +149,13 @@ func (u *unpacker) finishDirs() error {
 		}
 		if d.entry < 0 {
 			if d.parent == nil {
-				return implied(fd, u.prefix(), false)
+				return implied(fd, u.prefix, false)
 			}
-			return implied(fd, u.prefix(), true)
+			return implied(fd, u.prefix, true)
 		}
 		e := &u.s.toc.Entries[d.entry]
 		if d.parent == nil {
-			if err := setMark(fd, u.prefix()+rootXattr); err != nil {
+			if err := setMark(fd, u.prefix+rootXattr); err != nil {
 				return err
 			}
 		}
@@ -182,25 +196,6 @@ func setMark(fd int, name string) error {
 	return nil
 }
 
-func (u *unpacker) prefix() string {
-	if u.opt.Unprivileged {
-		return overlayUser
-	}
-	return overlayTrusted
-}
-
-func (u *unpacker) opaque(d *dirNode) error {
-	if d.opaque || d.parent == nil {
-		return nil // of the root: nothing lies below it that must be hidden
-	}
-	fd, err := u.dirs.fd(d)
-	if err != nil {
-		return err
-	}
-	d.opaque = true
-	return setMark(fd, u.prefix()+opaqueXattr)
-}
-
 // dir makes a directory or keeps the one that is there; its attributes are set
 // at the end.
 func (u *unpacker) dir(p string) error {
@@ -214,21 +209,18 @@ func (u *unpacker) dir(p string) error {
 	if err != nil {
 		return err
 	}
-	d, hid, err := u.dirs.child(up, name, true)
+	d, err := u.dirs.child(up, name, true)
 	if err != nil {
 		return err
 	}
 	d.entry = index
-	if hid {
-		return u.opaque(d)
-	}
 	return nil
 }
 
 func (u *unpacker) file(ctx context.Context, d *dirNode, name string, e *Entry) error {
 	mode := e.Mode & 0o777
 	fd, err := u.create(d, name, func(at int) (int, error) {
-		return unix.Openat(at, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+		return newFile(at, name, mode)
 	})
 	if err != nil {
 		return err
@@ -237,6 +229,15 @@ func (u *unpacker) file(ctx context.Context, d *dirNode, name string, e *Entry) 
 		unix.Close(fd)
 		return err
 	}
+	return closeFile(fd)
+}
+
+func newFile(at int, name string, mode uint32) (int, error) {
+	return unix.Openat(at, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+}
+
+// closeFile reports what a network file system finds out only now.
+func closeFile(fd int) error {
 	if err := unix.Close(fd); err != nil {
 		return fmt.Errorf("close: %w", err)
 	}
@@ -263,8 +264,13 @@ func (u *unpacker) fill(ctx context.Context, fd int, e *Entry) error {
 	if err != nil {
 		return err
 	}
+	return u.attributes(fd, e)
+}
+
+// attributes gives an open file, made a moment ago, what e says.
+func (u *unpacker) attributes(fd int, e *Entry) error {
 	// A new file is ours; chown always where it is for somebody else.
-	if e.UID != 0 || e.GID != 0 || !u.root0() {
+	if e.UID != 0 || e.GID != 0 || !u.rooted {
 		if err := unix.Fchown(fd, e.UID, e.GID); err != nil {
 			return u.chownError(e, err)
 		}
@@ -279,10 +285,6 @@ func (u *unpacker) fill(ctx context.Context, fd int, e *Entry) error {
 	}
 	return futimes(fd, e.ModTime)
 }
-
-// root0 tells whether what this process makes belongs to 0:0. Directories get
-// their setgid bits only at the end, so they pass no group on.
-func (u *unpacker) root0() bool { return os.Geteuid() == 0 && os.Getegid() == 0 }
 
 func (u *unpacker) chownError(e *Entry, err error) error {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
@@ -369,6 +371,7 @@ func (u *unpacker) create(d *dirNode, name string, fn func(at int) (int, error))
 
 // remove clears the way for a later entry of the same name: the last one wins.
 func (u *unpacker) remove(d *dirNode, at int, name string) error {
+	delete(d.gone, name)
 	err := unix.Unlinkat(at, name, 0)
 	if err == unix.EISDIR || err == unix.EPERM {
 		u.dirs.forget(d, name)
@@ -394,7 +397,7 @@ func removeTree(base, dir, name string) error {
 // stays, as the specification demands; a directory is made opaque then.
 func (u *unpacker) whiteout(d *dirNode, name string) error {
 	if kid := d.kids[name]; kid != nil {
-		return u.opaque(kid)
+		return u.dirs.opaque(kid)
 	}
 	at, err := u.dirs.fd(d)
 	if err != nil {
@@ -410,6 +413,7 @@ func (u *unpacker) whiteout(d *dirNode, name string) error {
 	if err != nil {
 		return fmt.Errorf("make whiteout: %w", err)
 	}
+	d.hide(name)
 	// The device's own attributes mean nothing; its time is fixed all the same.
 	return utimesAt(at, name, time.Unix(0, 0))
 }
@@ -417,7 +421,7 @@ func (u *unpacker) whiteout(d *dirNode, name string) error {
 // xattrWhiteout is the form for kernels older than 5.8 and for systems that
 // forbid mknod: an empty file with an xattr, in a directory marked for it.
 func (u *unpacker) xattrWhiteout(d *dirNode, at int, name string) error {
-	fd, err := unix.Openat(at, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := newFile(at, name, 0)
 	if err == unix.EEXIST {
 		return nil
 	}
@@ -425,27 +429,34 @@ func (u *unpacker) xattrWhiteout(d *dirNode, at int, name string) error {
 		return fmt.Errorf("make whiteout: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := setMark(fd, u.prefix()+whiteoutXattr); err != nil {
+	d.hide(name)
+	if err := setMark(fd, u.prefix+whiteoutXattr); err != nil {
 		return err
 	}
 	if d.opaque {
 		return nil
 	}
-	if err := unix.Fsetxattr(at, u.prefix()+opaqueXattr, []byte("x"), 0); err != nil {
+	if err := unix.Fsetxattr(at, u.prefix+opaqueXattr, []byte("x"), 0); err != nil {
 		return fmt.Errorf("mark directory of whiteouts: %w", err)
 	}
 	return nil
 }
 
-func (u *unpacker) hardLink(d *dirNode, name string, e *Entry) error {
+func (u *unpacker) hardLink(ctx context.Context, d *dirNode, name string, e *Entry) error {
 	link := e.Link
 	if u.opt.Relocate != nil {
 		link = u.opt.Relocate(link)
 	}
 	tdir, tname := splitPath(link)
 	td := u.dirs.find(tdir)
-	if td == nil || td.kids[tname] != nil {
-		return fmt.Errorf("hard link to %.300q, which is no file of this layer: %w", e.Link, oci.ErrInvalid)
+	if td == d && tname == name || d.kids[name] != nil && d.kids[name].holds(td) {
+		return fmt.Errorf("hard link to %.300q, which it replaces: %w", e.Link, oci.ErrInvalid)
+	}
+	if td == nil || td.gone[tname] {
+		return u.borrow(ctx, d, name, link, e)
+	}
+	if td.kids[tname] != nil {
+		return fmt.Errorf("hard link to the directory %.300q: %w", e.Link, oci.ErrInvalid)
 	}
 	from, err := u.dirs.fd(td)
 	if err != nil {
@@ -453,9 +464,10 @@ func (u *unpacker) hardLink(d *dirNode, name string, e *Entry) error {
 	}
 	td.pins++
 	defer func() { td.pins-- }()
+	// Asked first, because making the link may remove an earlier entry.
 	var st unix.Stat_t
-	if err := unix.Fstatat(from, tname, &st, unix.AT_SYMLINK_NOFOLLOW); err == unix.ENOENT || err == nil && isWhiteout(&st) {
-		return fmt.Errorf("hard link to %.300q, which this layer does not have: %w", e.Link, oci.ErrInvalid)
+	if err := unix.Fstatat(from, tname, &st, unix.AT_SYMLINK_NOFOLLOW); err == unix.ENOENT {
+		return u.borrow(ctx, d, name, link, e)
 	} else if err != nil {
 		return fmt.Errorf("hard link to %.300q: %w", e.Link, err)
 	}
@@ -463,6 +475,44 @@ func (u *unpacker) hardLink(d *dirNode, name string, e *Entry) error {
 		return 0, unix.Linkat(from, tname, at, name, 0)
 	})
 	return err
+}
+
+// borrow makes a hard link to a file of a layer below a copy of it.
+func (u *unpacker) borrow(ctx context.Context, d *dirNode, name, link string, e *Entry) error {
+	missing := fmt.Errorf("hard link to %.300q, which this layer does not have: %w", e.Link, oci.ErrInvalid)
+	if u.opt.Below == nil {
+		return missing
+	}
+	r, err := u.opt.Below(link)
+	if errors.Is(err, oci.ErrNotFound) {
+		return missing
+	}
+	if err != nil {
+		return fmt.Errorf("hard link to %.300q: %w", e.Link, err)
+	}
+	defer r.Close()
+	fd, err := u.create(d, name, func(at int) (int, error) { return newFile(at, name, e.Mode&0o777) })
+	if err != nil {
+		return err
+	}
+	for err == nil {
+		if err = ctx.Err(); err != nil {
+			break
+		}
+		var n int
+		n, err = r.Read(u.s.buf)
+		if werr := writeAll(fd, u.s.buf[:n]); werr != nil {
+			err = werr
+		}
+	}
+	if err == io.EOF {
+		err = u.attributes(fd, e)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	return closeFile(fd)
 }
 
 // special makes symlinks, devices and fifos.

@@ -60,7 +60,7 @@ func NewWriter(w io.Writer) *Writer {
 // is set it is taken as true, which saves hashing the content twice: the
 // caller vouches for it. Offset is computed. Entries must come in ascending
 // order of Less, with hard links after their targets; each Path once, except
-// for an Opaque after its Dir. A zero ModTime is 1970. Xattrs that belong to
+// for an Opaque after its Dir. A hard link gets its target's attributes. A zero ModTime is 1970. Xattrs that belong to
 // the host or to overlayfs are left out.
 func (w *Writer) Write(e Entry, content io.Reader) error {
 	if w.err != nil {
@@ -134,8 +134,8 @@ func (w *Writer) normalise(e *Entry) error {
 	e.ModTime = e.ModTime.UTC()
 	e.Mode &= 0o7777
 	e.Xattrs = portableXattrs(e.Xattrs)
-	if e.UID < 0 || e.GID < 0 || e.Size < 0 {
-		return fmt.Errorf("owner %d:%d, size %d: negative: %w", e.UID, e.GID, e.Size, oci.ErrInvalid)
+	if !validID(e.UID) || !validID(e.GID) || e.Size < 0 {
+		return fmt.Errorf("owner %d:%d, size %d: out of range: %w", e.UID, e.GID, e.Size, oci.ErrInvalid)
 	}
 	return w.checkType(e)
 }
@@ -159,7 +159,10 @@ func (w *Writer) checkType(e *Entry) error {
 		if !ok {
 			return fmt.Errorf("hard link to %.100q, which no entry before it is: %w", e.Link, oci.ErrInvalid)
 		}
-		switch w.entries[i].Type {
+		// A name has no attributes of its own: they are the file's.
+		t := &w.entries[i]
+		e.Mode, e.UID, e.GID, e.ModTime, e.Xattrs = t.Mode, t.UID, t.GID, t.ModTime, t.Xattrs
+		switch t.Type {
 		case Dir, Opaque, Whiteout, HardLink:
 			return fmt.Errorf("hard link to %.100q, which is no file: %w", e.Link, oci.ErrInvalid)
 		}
@@ -178,6 +181,9 @@ func (w *Writer) checkType(e *Entry) error {
 	}
 	return nil
 }
+
+// validID refuses what chown(2) cannot express; the last id means "unchanged".
+func validID(id int) bool { return id >= 0 && id < 1<<32-1 }
 
 // checkPath accepts what Entry.Path promises, no more.
 func checkPath(p string) error {
