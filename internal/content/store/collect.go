@@ -2,13 +2,18 @@ package store
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/strake-project/strake/internal/oci"
 )
 
 // Freed is what Collect deleted.
 type Freed struct {
-	Manifests, Configs, Blobs []oci.Digest
+	Manifests, Configs, Blobs []oci.Digest // indexes count as manifests
 	Layers                    []oci.Digest // diffIDs that lost every form
 	Bytes                     int64        // true disk bytes
 }
@@ -16,6 +21,302 @@ type Freed struct {
 // Collect deletes what no tag, record or lease reaches. With from given, only
 // what those digests reach is looked at, which is fast; without, everything is,
 // and leftovers of dead processes are swept. It is safe beside any other work.
+//
+// A lease of ctx counts like any other: what is to go must not have been
+// looked up under it.
+//
+// It goes in three steps. One transaction decides, with all of the graph in
+// sight and no writer beside it, and deletes the rows: from then on the content
+// is not there, for nobody, and whoever wants it puts it again. It is synced,
+// lest a power cut brings rows back whose files are gone. A second one takes
+// the write lock, under which files come to their places (see admit), and moves
+// those that still have no row out of the way. A file that a Put placed between
+// the two has its row, and stays. What was moved is deleted without any lock.
+// Dying in between leaves files without rows, which the next Collect of
+// everything sweeps.
 func (s *Store) Collect(ctx context.Context, from ...oci.Digest) (*Freed, error) {
-	return &Freed{}, nil
+	if s.readOnly != "" {
+		return nil, s.cannotWrite(s.readOnly)
+	}
+	for _, d := range from {
+		if err := checkDigest(d); err != nil {
+			return nil, err
+		}
+	}
+	freed := &Freed{}
+	seen := map[[2]uint64]bool{}
+	if err := s.sweepLeases(); err != nil { // what they hold is no root any more
+		return nil, err
+	}
+	dead, err := s.bringOut(ctx, from, freed)
+	if err != nil {
+		return nil, err
+	}
+	ctx = context.WithoutCancel(ctx) // rows are gone: finish
+	var left leftovers
+	if len(from) == 0 {
+		if left, err = s.findLeftovers(ctx, &freed.Bytes, seen); err != nil {
+			return freed, err
+		}
+	}
+	left.blobs = append(left.blobs, dead...)
+	left.layers = append(left.layers, dead...)
+	if len(left.blobs)+len(left.layers)+len(left.paths) == 0 {
+		return freed, nil
+	}
+	trash := s.path("work", trashPrefix+newName())
+	if err := os.Mkdir(trash, 0o700); err != nil {
+		return freed, s.failed(trash, err)
+	}
+	err = s.write(ctx, func(t *tx) error { return s.clearAway(t, left, trash) })
+	freed.Bytes += blocks(trash, seen) - ownBlocks(trash)
+	return freed, errors.Join(err, s.failed(trash, removeAll(trash)))
+}
+
+// bringOut decides what is dead and deletes its rows.
+func (s *Store) bringOut(ctx context.Context, from []oci.Digest, freed *Freed) (dead []oci.Digest, err error) {
+	decide := func(t *tx) error {
+		if len(from) > 0 {
+			dead, err = t.deadBelow(from)
+		} else {
+			dead, err = t.deadOfAll()
+		}
+		return err
+	}
+	// Often there is nothing to do, and that is known without the write lock.
+	if err := s.read(ctx, decide); err != nil || len(dead) == 0 {
+		return nil, err
+	}
+	return dead, s.writeSynced(ctx, func(t *tx) error {
+		if err := decide(t); err != nil {
+			return err
+		}
+		return t.bury(dead, freed)
+	})
+}
+
+// roots is a condition: something outside the graph names the digest ?1.
+const roots = `EXISTS(SELECT 1 FROM tag WHERE digest = ?1) OR EXISTS(SELECT 1 FROM lease_hold WHERE digest = ?1)
+	OR EXISTS(SELECT 1 FROM record_hold WHERE digest = ?1) OR EXISTS(SELECT 1 FROM repodigest WHERE digest = ?1)`
+
+// deadOfAll returns everything that no root reaches.
+func (t *tx) deadOfAll() ([]oci.Digest, error) {
+	return t.digests(`WITH RECURSIVE live(d) AS (
+			SELECT digest FROM tag UNION SELECT digest FROM repodigest
+			UNION SELECT digest FROM lease_hold UNION SELECT digest FROM record_hold
+			UNION SELECT child FROM edge JOIN live ON parent = d)
+		SELECT digest FROM blob WHERE digest NOT IN (SELECT d FROM live)
+		UNION SELECT diffid FROM layer WHERE diffid NOT IN (SELECT d FROM live)
+		UNION SELECT digest FROM manifest WHERE digest NOT IN (SELECT d FROM live)`)
+}
+
+// deadBelow returns what is reached from the digests given, and no root
+// reaches. It costs what those digests reach, and for each of that the way up
+// to the nearest root.
+func (t *tx) deadBelow(from []oci.Digest) ([]oci.Digest, error) {
+	list, err := json.Marshal(from)
+	if err != nil {
+		return nil, err
+	}
+	all, err := t.digests(`WITH RECURSIVE below(d) AS (
+			SELECT value FROM json_each(?) UNION SELECT child FROM edge JOIN below ON parent = d)
+		SELECT d FROM below`, string(list))
+	if err != nil {
+		return nil, err
+	}
+	c := climb{t: t, alive: map[oci.Digest]bool{}}
+	var dead []oci.Digest
+	for _, d := range all {
+		alive, err := c.reach(d)
+		if err != nil {
+			return nil, err
+		}
+		if !alive {
+			dead = append(dead, d)
+		}
+	}
+	return dead, nil
+}
+
+// climb searches upwards for roots and remembers what it found.
+type climb struct {
+	t     *tx
+	alive map[oci.Digest]bool // false: known to be dead
+}
+
+// reach tells whether a root reaches d: depth first, so that a layer which
+// thousands of images share is answered by the first of them. The graph has
+// cycles (forms), hence the set of those visited; if no root is found, none of
+// them has one, since all their parents are among them.
+func (c *climb) reach(d oci.Digest) (bool, error) {
+	visited := map[oci.Digest]bool{d: true}
+	path := []ascent{{d: d}}
+	for len(path) > 0 {
+		top := &path[len(path)-1]
+		alive, known := c.alive[top.d]
+		if known && !alive {
+			path = path[:len(path)-1]
+			continue
+		}
+		if !known && !top.asked {
+			top.asked = true
+			if err := c.t.QueryRow("SELECT "+roots, top.d).Scan(&alive); err != nil {
+				return false, err
+			}
+		}
+		if alive {
+			for _, a := range path {
+				c.alive[a.d] = true
+			}
+			return true, nil
+		}
+		next, err := c.parent(top)
+		if err != nil {
+			return false, err
+		}
+		if next == "" {
+			path = path[:len(path)-1]
+		} else if !visited[next] {
+			visited[next] = true
+			path = append(path, ascent{d: next})
+		}
+	}
+	for v := range visited {
+		c.alive[v] = false
+	}
+	return false, nil
+}
+
+// ascent is one node on the way up, with the parents not yet tried.
+type ascent struct {
+	d       oci.Digest
+	asked   bool
+	parents []oci.Digest
+	last    oci.Digest
+	done    bool
+}
+
+// parent returns the node's next parent, or "". They are read in pages: one of
+// the first usually decides.
+func (c *climb) parent(a *ascent) (oci.Digest, error) {
+	const page = 16
+	if len(a.parents) == 0 && !a.done {
+		parents, err := c.t.digests("SELECT DISTINCT parent FROM edge WHERE child = ? AND parent > ? ORDER BY parent LIMIT ?", a.d, a.last, page)
+		if err != nil {
+			return "", err
+		}
+		a.parents, a.done = parents, len(parents) < page
+	}
+	if len(a.parents) == 0 {
+		return "", nil
+	}
+	a.last, a.parents = a.parents[0], a.parents[1:]
+	return a.last, nil
+}
+
+// bury deletes the rows of the dead and says what they were.
+func (t *tx) bury(dead []oci.Digest, freed *Freed) error {
+	b, err := json.Marshal(dead)
+	if err != nil {
+		return err
+	}
+	list := string(b)
+	const among = " IN (SELECT value FROM json_each(?1))"
+	for _, q := range []struct {
+		into  *[]oci.Digest
+		query string
+	}{
+		{&freed.Manifests, "SELECT digest FROM manifest WHERE digest" + among},
+		{&freed.Configs, "SELECT DISTINCT config FROM manifest WHERE digest" + among + " AND config IN (SELECT digest FROM blob WHERE digest" + among + ")"},
+		{&freed.Blobs, "SELECT digest FROM blob WHERE digest" + among + ` AND digest NOT IN (SELECT digest FROM manifest)
+			AND digest NOT IN (SELECT config FROM manifest WHERE digest` + among + ")"},
+		{&freed.Layers, "SELECT diffid FROM layer l WHERE diffid" + among + ` AND (tree <> 0 OR EXISTS(SELECT 1 FROM blob WHERE digest = l.diffid)
+			OR EXISTS(SELECT 1 FROM packed p JOIN blob b ON b.digest = p.digest WHERE p.diffid = l.diffid))`},
+	} {
+		found, err := t.digests(q.query, list)
+		if err != nil {
+			return err
+		}
+		*q.into = found
+	}
+	for _, q := range []string{
+		"DELETE FROM image WHERE id IN (SELECT image FROM manifest WHERE digest" + among + `)
+			AND NOT EXISTS(SELECT 1 FROM manifest m WHERE m.image = image.id AND m.digest NOT` + among + ")",
+		"DELETE FROM manifest WHERE digest" + among,
+		"DELETE FROM blob WHERE digest" + among,
+		"DELETE FROM layer WHERE diffid" + among,
+		"DELETE FROM packed WHERE digest" + among,
+		"DELETE FROM packed WHERE diffid" + among,
+		"DELETE FROM origin WHERE digest" + among,
+		"DELETE FROM edge WHERE parent" + among,
+		// An index that stays, dead itself, goes on naming its images; what
+		// the child itself said goes with it.
+		fmt.Sprintf("DELETE FROM edge WHERE kind IN (%d, %d) AND child", edgeSubject, edgeForm) + among,
+	} {
+		if _, err := t.Exec(q, list); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leftovers are files to clear away, if no row speaks for them.
+type leftovers struct {
+	blobs  []oci.Digest
+	layers []oci.Digest
+	paths  []string // within layers' directories
+}
+
+// clearAway moves the files of what has no row to trash. The transaction is
+// for its lock: nothing comes to its place meanwhile.
+func (s *Store) clearAway(t *tx, left leftovers, trash string) error {
+	move := func(path, name string) error {
+		err := os.Rename(path, filepath.Join(trash, name))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	for _, d := range left.blobs {
+		there, err := t.exists("SELECT 1 FROM blob WHERE digest = ?", d)
+		if err != nil {
+			return err
+		}
+		if !there {
+			if err := move(s.blobPath(d), "blob-"+d.Encoded()); err != nil {
+				return err
+			}
+		}
+	}
+	for _, d := range left.layers {
+		there, err := t.exists("SELECT 1 FROM layer WHERE diffid = ?", d)
+		if err != nil {
+			return err
+		}
+		// Whoever has it locked is making a form of it, and will have a row.
+		if lock := tryLock(s.layerPath(d)); !there && lock != nil {
+			if err := move(s.layerPath(d), "layer-"+d.Encoded()); err != nil {
+				return err
+			}
+		} else if lock != nil {
+			lock.Close()
+		}
+		s.mu.Lock()
+		if !there {
+			delete(s.tocs, d)
+		}
+		s.mu.Unlock()
+	}
+	for _, p := range left.paths {
+		lock := tryLock(filepath.Dir(p))
+		if lock == nil {
+			continue
+		}
+		err := move(p, newName())
+		lock.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

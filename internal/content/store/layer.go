@@ -52,18 +52,27 @@ func (w *LayerWriter) Commit(ctx context.Context) (*layer.TOC, error) {
 	if err != nil {
 		return nil, w.s.failed(w.a.path, err)
 	}
-	d := oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: toc.DiffID, Size: toc.Size}
-	if err := w.s.saveTOC(toc); err != nil {
-		return nil, err
-	}
-	// A tree or a packed form may be there already; the tar is written, so
-	// the best form of all is kept as well.
-	err = w.s.admit(ctx, w.a, d, func(t *tx) error { return t.knowLayer(toc) })
+	return toc, w.s.admitLayer(ctx, w.a, toc)
+}
+
+// admitLayer makes the plain tar in a, whose table of contents is toc, visible
+// as a layer. A tree or a packed form may be there already; the tar is written,
+// so the best form of all is kept as well.
+func (s *Store) admitLayer(ctx context.Context, a *aside, toc *layer.TOC) error {
+	lock, err := s.lockLayer(ctx, toc.DiffID) // or Collect may take the TOC before the row is there
 	if err != nil {
-		return nil, err
+		return err
 	}
-	w.s.cacheTOC(toc)
-	return toc, nil
+	defer lock.Close()
+	if err := s.writeTOC(toc); err != nil {
+		return err
+	}
+	d := oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: toc.DiffID, Size: toc.Size}
+	if err := s.admit(ctx, a, d, func(t *tx) error { return t.knowLayer(toc) }); err != nil {
+		return err
+	}
+	s.cacheTOC(toc)
+	return nil
 }
 
 // Abort throws it away; after Commit it does nothing.
@@ -122,8 +131,9 @@ func (s *Store) TakeTree(ctx context.Context, dir string) (*layer.TOC, error) {
 		return nil, err
 	}
 	tree := filepath.Join(s.layerPath(toc.DiffID), "tree")
-	kept := false
-	err = s.write(ctx, func(t *tx) error {
+	kept, trash := false, ""
+	defer func() { s.empty(trash) }()
+	err = s.write(ctx, func(t *tx) (err error) {
 		kept, err = t.exists("SELECT 1 FROM layer WHERE diffid = ? AND tree <> 0 AND boot IN ('', ?)", toc.DiffID, s.boot)
 		if err != nil {
 			return err
@@ -136,7 +146,7 @@ func (s *Store) TakeTree(ctx context.Context, dir string) (*layer.TOC, error) {
 			return err
 		}
 		if !kept {
-			if err := s.placeTree(t, toc.DiffID, dir, treeCanonical); err != nil {
+			if trash, err = s.placeTree(t, toc.DiffID, dir, treeCanonical); err != nil {
 				return err
 			}
 		}
@@ -155,18 +165,19 @@ func (s *Store) TakeTree(ctx context.Context, dir string) (*layer.TOC, error) {
 	return toc, nil
 }
 
-// placeTree renames dir to the layer's tree, in the transaction that says so.
-// The caller has the layer locked.
-func (s *Store) placeTree(t *tx, diffID oci.Digest, dir string, kind int) error {
+// placeTree renames dir to the layer's tree, in the transaction that says so,
+// and returns where it moved what lay there: a leftover, or a damaged tree. The
+// caller has the layer locked.
+func (s *Store) placeTree(t *tx, diffID oci.Digest, dir string, kind int) (trash string, err error) {
 	tree := filepath.Join(s.layerPath(diffID), "tree")
-	if err := s.toTrash(tree); err != nil { // a leftover, or a damaged one
-		return err
+	if trash, err = s.toTrash(tree); err != nil {
+		return "", err
 	}
 	if err := os.Rename(dir, tree); err != nil {
-		return err
+		return trash, err
 	}
-	_, err := t.Exec("UPDATE layer SET tree = ?, boot = ? WHERE diffid = ?", kind, s.boot, diffID)
-	return err
+	_, err = t.Exec("UPDATE layer SET tree = ?, boot = ? WHERE diffid = ?", kind, s.boot, diffID)
+	return trash, err
 }
 
 // Tree returns the directory of the layer's unpacked form, made now if it is
@@ -247,13 +258,13 @@ func (s *Store) makeTree(ctx context.Context, diffID oci.Digest) error {
 		return err
 	}
 	dir := filepath.Join(s.layerPath(diffID), "tree.new")
-	if err := s.toTrash(dir); err != nil {
+	if err := removeAll(dir); err != nil { // of one who died
 		return s.failed(dir, err)
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return s.failed(dir, err)
 	}
-	defer s.toTrash(dir) // after the rename there is none
+	defer removeAll(dir) // after the rename there is none
 	toc, err := s.readPlain(ctx, diffID, func(r io.Reader) (*layer.TOC, error) {
 		if err := s.emptyTree(dir); err != nil {
 			return nil, err
@@ -266,11 +277,13 @@ func (s *Store) makeTree(ctx context.Context, diffID oci.Digest) error {
 	if err := s.writeTOC(toc); err != nil {
 		return err
 	}
-	err = s.write(ctx, func(t *tx) error {
+	trash := ""
+	defer func() { s.empty(trash) }()
+	err = s.write(ctx, func(t *tx) (err error) {
 		if err := t.knowLayer(toc); err != nil {
 			return err
 		}
-		if err := s.placeTree(t, diffID, dir, treeForeign); err != nil {
+		if trash, err = s.placeTree(t, diffID, dir, treeForeign); err != nil {
 			return err
 		}
 		return s.hold(t, leaseOf(ctx), diffID)

@@ -89,16 +89,7 @@ func (s *Store) cacheTOC(toc *layer.TOC) {
 	s.tocs[toc.DiffID] = toc
 }
 
-// saveTOC writes the TOC's file, making the layer's directory. A Collect may
-// take the directory away before the layer's row is there: then the TOC is
-// made again when it is asked for.
-func (s *Store) saveTOC(toc *layer.TOC) error {
-	if err := os.MkdirAll(s.layerPath(toc.DiffID), 0o700); err != nil {
-		return s.failed(s.layerPath(toc.DiffID), err)
-	}
-	return s.writeTOC(toc)
-}
-
+// writeTOC writes the TOC's file. The caller has the layer locked.
 func (s *Store) writeTOC(toc *layer.TOC) error {
 	b, err := toc.MarshalBinary()
 	if err != nil {
@@ -201,13 +192,16 @@ func (s *Store) verifyTree(ctx context.Context, diffID oci.Digest) error {
 
 // dropTree forgets a tree that is missing or damaged.
 func (s *Store) dropTree(ctx context.Context, diffID oci.Digest) error {
-	return s.write(ctx, func(t *tx) error {
-		if err := s.toTrash(filepath.Join(s.layerPath(diffID), "tree")); err != nil {
+	trash := ""
+	err := s.write(ctx, func(t *tx) (err error) {
+		if trash, err = s.toTrash(filepath.Join(s.layerPath(diffID), "tree")); err != nil {
 			return err
 		}
-		_, err := t.Exec("UPDATE layer SET tree = 0, boot = '' WHERE diffid = ?", diffID)
+		_, err = t.Exec("UPDATE layer SET tree = 0, boot = '' WHERE diffid = ?", diffID)
 		return err
 	})
+	s.empty(trash)
+	return err
 }
 
 // sameTree tells whether found, read from a tree, is what toc says. The order

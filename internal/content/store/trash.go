@@ -8,24 +8,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// trashPrefix is of names below work/ that nothing refers to. What is large is
-// renamed there, under whatever lock it takes, and deleted without any.
+// trashPrefix is of names below work/ that nothing refers to. What may be
+// large is renamed there, under whatever lock that takes, and deleted without
+// any. Where its process dies, Collect deletes it.
 const trashPrefix = "trash-"
 
-// toTrash moves path, if it is there, out of the way. It is deleted now: in the
-// background of the same call where it is small, by Collect where we die.
-func (s *Store) toTrash(path string) error {
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+// toTrash moves path out of the way and returns where it went, or "" if it was
+// not there.
+func (s *Store) toTrash(path string) (string, error) {
 	trash := s.path("work", trashPrefix+newName())
-	if err := os.Rename(path, trash); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
+	err := os.Rename(path, trash)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
 	}
-	return removeAll(trash)
+	return trash, err
+}
+
+// empty deletes what toTrash moved. It may be there still if that fails; it is
+// in nobody's way.
+func (s *Store) empty(trash string) {
+	if trash == "" {
+		return
+	}
+	if err := removeAll(trash); err != nil {
+		s.log.Warn("store: delete leftovers", "path", trash, "err", err)
+	}
 }
 
 // blocks is the true disk usage of what lies at path, in bytes. A file with
@@ -50,4 +57,13 @@ func blocks(path string, seen map[[2]uint64]bool) int64 {
 		}
 	}
 	return n
+}
+
+// ownBlocks is the disk usage of the directory itself.
+func ownBlocks(path string) int64 {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) != nil {
+		return 0
+	}
+	return st.Blocks * 512
 }

@@ -1,0 +1,173 @@
+package store
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// keepPartial is how long an unfinished download is kept for resuming.
+const keepPartial = 24 * time.Hour
+
+// findLeftovers looks for files that no row speaks for. Those that nothing
+// else can be about to use are deleted at once, and counted.
+func (s *Store) findLeftovers(ctx context.Context, bytes *int64, seen map[[2]uint64]bool) (left leftovers, err error) {
+	if err := s.sweepPartials(bytes, seen); err != nil {
+		return left, err
+	}
+	trash, err := filepath.Glob(s.path("work", trashPrefix+"*"))
+	if err != nil {
+		return left, err
+	}
+	for _, t := range trash {
+		*bytes += blocks(t, seen)
+		if err := removeAll(t); err != nil {
+			return left, s.failed(t, err)
+		}
+	}
+	// First the files, then the rows: what came in between has a row.
+	blobs, err := s.listBlobs()
+	if err != nil {
+		return left, err
+	}
+	layers, err := s.listLayers()
+	if err != nil {
+		return left, err
+	}
+	known := map[oci.Digest]int{} // of layers: 1 + column tree
+	err = s.read(ctx, func(t *tx) error {
+		rows, err := t.digests("SELECT digest FROM blob")
+		if err != nil {
+			return err
+		}
+		for _, d := range rows {
+			delete(blobs, d)
+		}
+		return t.each(func(scan func(...any) error) error {
+			var d string
+			var tree int
+			err := scan(&d, &tree)
+			known[oci.Digest(d)] = 1 + tree
+			return err
+		}, "SELECT diffid, tree FROM layer")
+	})
+	if err != nil {
+		return left, err
+	}
+	for d := range blobs {
+		left.blobs = append(left.blobs, d)
+	}
+	for d, names := range layers {
+		if known[d] == 0 {
+			left.layers = append(left.layers, d)
+			continue
+		}
+		for _, n := range names {
+			if n == "toc" || n == "tree" && known[d] > 1 {
+				continue
+			}
+			// A tree without a row may just be getting it: its maker has the
+			// layer locked until then.
+			left.paths = append(left.paths, filepath.Join(s.layerPath(d), n))
+		}
+	}
+	return left, nil
+}
+
+// sweepPartials deletes what dead writers left, and old downloads.
+func (s *Store) sweepPartials(bytes *int64, seen map[[2]uint64]bool) error {
+	dir := s.path("partial")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return s.failed(dir, err)
+	}
+	for _, e := range entries {
+		fi, err := e.Info()
+		if err != nil || !strings.HasPrefix(e.Name(), "put-") && time.Since(fi.ModTime()) < keepPartial {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		lock := tryLock(path)
+		if lock == nil {
+			continue
+		}
+		*bytes += blocks(path, seen)
+		err = os.Remove(path)
+		lock.Close()
+		if err != nil {
+			return s.failed(path, err)
+		}
+	}
+	return nil
+}
+
+// listBlobs lists the files below blobs by what they are named.
+func (s *Store) listBlobs() (map[oci.Digest]bool, error) {
+	found := map[oci.Digest]bool{}
+	algorithms, err := os.ReadDir(s.path("blobs"))
+	if err != nil {
+		return nil, s.failed(s.path("blobs"), err)
+	}
+	for _, alg := range algorithms {
+		err := s.shards(s.path("blobs", alg.Name()), func(_, name string) error {
+			if d := oci.Digest(alg.Name() + ":" + name); checkDigest(d) == nil {
+				found[d] = true
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// listLayers lists the directories of layers with the names in each.
+func (s *Store) listLayers() (map[oci.Digest][]string, error) {
+	found := map[oci.Digest][]string{}
+	err := s.shards(s.path("layers"), func(path, name string) error {
+		alg, hex, ok := strings.Cut(name, "-")
+		if !ok {
+			alg, hex = "sha256", name
+		}
+		d := oci.Digest(alg + ":" + hex)
+		if checkDigest(d) != nil {
+			return nil
+		}
+		entries, err := os.ReadDir(path)
+		names := []string{}
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		found[d] = names
+		if os.IsNotExist(err) {
+			return nil
+		}
+		return err
+	})
+	return found, err
+}
+
+// shards calls fn for each entry of each directory in dir.
+func (s *Store) shards(dir string, fn func(path, name string) error) error {
+	shards, err := os.ReadDir(dir)
+	if err != nil {
+		return s.failed(dir, err)
+	}
+	for _, sh := range shards {
+		entries, err := os.ReadDir(filepath.Join(dir, sh.Name()))
+		if err != nil {
+			return s.failed(dir, err)
+		}
+		for _, e := range entries {
+			if err := fn(filepath.Join(dir, sh.Name(), e.Name()), e.Name()); err != nil {
+				return s.failed(dir, err)
+			}
+		}
+	}
+	return nil
+}
