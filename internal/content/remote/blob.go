@@ -14,6 +14,16 @@ import (
 
 // Has implements content.Sink.
 func (r *Repository) Has(ctx context.Context, d oci.Descriptor) (bool, error) {
+	found, err := r.exists(ctx, d)
+	if err == nil && !found {
+		r.mu.Lock()
+		r.missing[d.Digest] = true // so the Put that follows need not ask again
+		r.mu.Unlock()
+	}
+	return found, err
+}
+
+func (r *Repository) exists(ctx context.Context, d oci.Descriptor) (bool, error) {
 	if err := checkDigest(d.Digest); err != nil {
 		return false, err
 	}
@@ -31,15 +41,7 @@ func (r *Repository) Has(ctx context.Context, d oci.Descriptor) (bool, error) {
 		return false, r.pushWords(err)
 	}
 	resp.Body.Close()
-	found := resp.StatusCode == http.StatusOK
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if found {
-		delete(r.missing, d.Digest)
-	} else {
-		r.missing[d.Digest] = true
-	}
-	return found, nil
+	return resp.StatusCode == http.StatusOK, nil
 }
 
 // Open implements content.Source. The reader goes on by itself where the

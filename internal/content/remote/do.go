@@ -72,7 +72,7 @@ func (h *host) do(ctx context.Context, rq *request, ok ...int) (*http.Response, 
 				if errors.As(err, &refused) && refused.Text == "" {
 					err = fail // the credentials are wrong
 				}
-			} else {
+			} else if err = auth.Refusal(resp.Header); err == nil {
 				err = fail
 			}
 		} else if err == nil {

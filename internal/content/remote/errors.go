@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,6 +54,10 @@ func (e *Error) Words() string {
 		}
 	}
 	return strings.Join(all, "; ")
+}
+
+func (e *Error) has(code string) bool {
+	return slices.ContainsFunc(e.Details, func(d Detail) bool { return d.Code == code })
 }
 
 // Is gives the kind.

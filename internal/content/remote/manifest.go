@@ -10,6 +10,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -261,7 +262,24 @@ func (r *Repository) putManifest(ctx context.Context, d oci.Descriptor, from io.
 
 // sendManifest puts body under a tag or digest. It tells whether the registry
 // keeps referrers itself.
+//
+// A registry that has just taken a blob may not know it yet: docker's own,
+// where two upload the same one, and those on slow object stores. So a refusal
+// for a missing blob is worth two more tries.
 func (r *Repository) sendManifest(ctx context.Context, name string, d oci.Descriptor, body []byte) (bool, error) {
+	for try := 1; ; try++ {
+		subject, err := r.sendManifestOnce(ctx, name, d, body)
+		var said *Error
+		if try == 3 || !errors.As(err, &said) || !said.has("MANIFEST_BLOB_UNKNOWN") {
+			return subject, err
+		}
+		if err := sleep(ctx, time.Duration(try)*r.h.c.opt.Timing.Backoff); err != nil {
+			return false, err
+		}
+	}
+}
+
+func (r *Repository) sendManifestOnce(ctx context.Context, name string, d oci.Descriptor, body []byte) (bool, error) {
 	resp, err := r.h.do(ctx, &request{
 		method: http.MethodPut, path: r.path("manifests", name), scopes: r.pushScope(),
 		header: http.Header{"Content-Type": {d.MediaType}},

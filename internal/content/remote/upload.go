@@ -34,7 +34,7 @@ func (r *Repository) Put(ctx context.Context, d oci.Descriptor, from io.Reader) 
 	r.mu.Unlock()
 	if !missing {
 		// Copy has asked just before; others have not.
-		if ok, err := r.Has(ctx, d); err != nil || ok {
+		if ok, err := r.exists(ctx, d); err != nil || ok {
 			return err
 		}
 	}
@@ -140,7 +140,6 @@ func (u *upload) run(ctx context.Context) error {
 		}
 		var said *Error
 		if errors.As(err, &said) && said.Status == http.StatusRequestEntityTooLarge && u.shrink() {
-			u.loc = nil
 			continue
 		}
 		if errors.Is(err, oci.ErrCorrupt) {
@@ -204,6 +203,9 @@ func (u *upload) step(ctx context.Context) error {
 		n := u.d.Size - u.at
 		if u.chunk > 0 {
 			n = min(n, u.chunk)
+		}
+		if n < u.least {
+			return u.put(ctx, n) // only the last chunk may be so small, and this says that it is
 		}
 		if err := u.patch(ctx, n); err != nil {
 			return err

@@ -121,22 +121,42 @@ func (a *Authorizer) answer(ctx context.Context, c challenge, scopes []string, u
 		case a.creds.Username == "" && a.creds.Password == "":
 			return &Error{Text: "authorization failed: no basic auth credentials"}
 		case used != "" && used == a.basic:
-			return &Error{Refused: true} // the 401 itself says it best
+			return &Error{} // the 401 itself says it best
 		}
 		a.scheme, a.basic = "basic", basic(a.creds)
 		return nil
 	}
 	key := scopeKey(scopes)
-	if t, ok := a.tokens[key]; ok && used != "" && used != t.value && a.scheme == "bearer" {
-		return nil // another request has renewed it meanwhile
+	if t, ok := a.tokens[key]; ok && used != t.value && a.scheme == "bearer" && time.Now().Before(t.expires) {
+		return nil // another request, sent at the same time, has fetched it
 	}
-	if used != "" && c.params["error"] != "" && c.params["error"] != "invalid_token" {
-		return &Error{Text: "server message: " + clean(c.params["error"]) + ": authorization failed", Refused: true}
+	if used != "" && c.params["error"] != "invalid_token" {
+		if err := c.message(); err != nil {
+			return err
+		}
 	}
 	a.scheme, a.bearer = "bearer", c
 	delete(a.tokens, key)
 	_, err := a.token(ctx, scopes)
 	return err
+}
+
+// message is why a registry refuses a token: "insufficient_scope".
+func (c challenge) message() error {
+	if c.params["error"] == "" {
+		return nil
+	}
+	return &Error{Text: "server message: " + clean(c.params["error"]) + ": authorization failed"}
+}
+
+// Refusal is what a 401 says about the token that was sent, nil if nothing.
+func Refusal(h http.Header) error {
+	for _, c := range parseChallenges(h.Values("Www-Authenticate")) {
+		if err := c.message(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (a *Authorizer) lookup(ctx context.Context) error {
@@ -237,8 +257,8 @@ func (a *Authorizer) exchange(req *http.Request) (token, error) {
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return token{}, &Error{
-			Text:    fmt.Sprintf("unexpected status from %s request to %s: %d %s", req.Method, where, resp.StatusCode, http.StatusText(resp.StatusCode)),
-			Refused: true, Status: resp.StatusCode,
+			Text:   fmt.Sprintf("unexpected status from %s request to %s: %d %s", req.Method, where, resp.StatusCode, http.StatusText(resp.StatusCode)),
+			Status: resp.StatusCode,
 		}
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxToken))
@@ -270,9 +290,8 @@ func (a *Authorizer) exchange(req *http.Request) (token, error) {
 // the token server said that.
 type Error struct {
 	// Text is "" where the registry's own 401 says all.
-	Text    string
-	Refused bool // credentials, or anonymous ones, were tried
-	Status  int  // of the token server, else 0
+	Text   string
+	Status int // of the token server, else 0
 }
 
 func (e *Error) Error() string {
