@@ -121,7 +121,7 @@ func (s *Store) settle(ctx context.Context, d oci.Digest, f form) (again bool, e
 func (s *Store) verifyBlob(ctx context.Context, d oci.Digest, size int64) error {
 	f, err := os.Open(s.blobPath(d))
 	if err == nil {
-		_, err = io.CopyBuffer(onlyWriter{io.Discard}, oci.Verify(f, oci.Descriptor{Digest: d, Size: size}), buffer(size))
+		err = digestOf(f, oci.Descriptor{Digest: d, Size: size})
 		f.Close()
 	}
 	if err == nil {
@@ -136,6 +136,12 @@ func (s *Store) verifyBlob(ctx context.Context, d oci.Digest, size int64) error 
 	}
 	s.log.Warn("store: blob was damaged when the machine went down; dropped", "digest", d)
 	return s.dropBlob(ctx, d)
+}
+
+// digestOf reads f to its end and fails unless it is what d names.
+func digestOf(f *os.File, d oci.Descriptor) error {
+	_, err := io.CopyBuffer(onlyWriter{io.Discard}, oci.Verify(f, d), buffer(d.Size))
+	return err
 }
 
 // dropBlob forgets a blob whose file is missing or damaged. What is known of a
@@ -433,10 +439,6 @@ func (t *tx) insertBlob(d oci.Descriptor, plain int64, boot string) error {
 		d.Digest, d.MediaType, d.Size, plain, boot)
 	return err
 }
-
-// plainSize is the length that the file's bytes have once decompressed, as far
-// as their ends tell; for all that is not compressed it is the size.
-func plainSize(f *os.File, size int64) int64 { return size }
 
 // AcceptsSparseIndex implements content.SparseSink.
 func (s *Store) AcceptsSparseIndex() {}

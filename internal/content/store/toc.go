@@ -155,15 +155,9 @@ func (s *Store) verifyTree(ctx context.Context, diffID oci.Digest) error {
 		if err != nil || kind == treeNone {
 			return err
 		}
-		tree := filepath.Join(s.layerPath(diffID), "tree")
-		found, err := layer.Pack(ctx, io.Discard, tree)
+		good, err := s.treeIntact(ctx, diffID, kind)
 		if ctx.Err() != nil {
 			return ctx.Err()
-		}
-		good := err == nil && found.DiffID == diffID
-		if err == nil && !good && kind == treeForeign {
-			toc := s.loadTOC(diffID)
-			good = toc != nil && sameTree(toc, found)
 		}
 		if good {
 			if s.readOnly != "" {
@@ -188,6 +182,16 @@ func (s *Store) verifyTree(ctx context.Context, diffID oci.Digest) error {
 		}
 		return s.dropTree(ctx, diffID)
 	})
+}
+
+// treeIntact reads the whole tree and tells whether it is its layer still.
+func (s *Store) treeIntact(ctx context.Context, diffID oci.Digest, kind int) (bool, error) {
+	found, err := layer.Pack(ctx, io.Discard, filepath.Join(s.layerPath(diffID), "tree"))
+	if err != nil || found.DiffID == diffID || kind == treeCanonical {
+		return err == nil && found.DiffID == diffID, err
+	}
+	toc := s.loadTOC(diffID)
+	return toc != nil && sameTree(toc, found), nil
 }
 
 // dropTree forgets a tree that is missing or damaged.

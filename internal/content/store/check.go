@@ -1,0 +1,159 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// Problem is one thing that is wrong with a store.
+type Problem struct {
+	Digest oci.Digest // of the content concerned, if any
+	Text   string
+}
+
+func (p Problem) String() string {
+	if p.Digest == "" {
+		return p.Text
+	}
+	return string(p.Digest) + ": " + p.Text
+}
+
+// Check compares the database with the disk and with itself, and reports what
+// is wrong; it repairs nothing. With deep given, all content is read and its
+// digest checked, and every tree is compared with its layer. Files without a
+// row are no problem: they are leftovers, which Collect sweeps.
+func (s *Store) Check(ctx context.Context, deep bool) ([]Problem, error) {
+	var problems []Problem
+	report := func(d oci.Digest, format string, args ...any) {
+		problems = append(problems, Problem{Digest: d, Text: fmt.Sprintf(format, args...)})
+	}
+	var blobs []oci.Descriptor
+	var trees []treeRow
+	err := s.read(ctx, func(t *tx) error {
+		err := t.each(func(scan func(...any) error) error {
+			var ok string
+			err := scan(&ok)
+			if err == nil && ok != "ok" {
+				report("", "strake.db: %s", ok)
+			}
+			return err
+		}, "PRAGMA quick_check")
+		if err != nil {
+			return err
+		}
+		if err := t.checkGraph(report); err != nil {
+			return err
+		}
+		err = t.each(func(scan func(...any) error) error {
+			var digest string
+			var b oci.Descriptor
+			err := scan(&digest, &b.Size)
+			b.Digest = oci.Digest(digest)
+			blobs = append(blobs, b)
+			return err
+		}, "SELECT digest, size FROM blob")
+		if err != nil {
+			return err
+		}
+		return t.each(func(scan func(...any) error) error {
+			var digest string
+			var r treeRow
+			err := scan(&digest, &r.kind)
+			r.diffID = oci.Digest(digest)
+			trees = append(trees, r)
+			return err
+		}, "SELECT diffid, tree FROM layer WHERE tree <> 0")
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range blobs {
+		if err := ctx.Err(); err != nil {
+			return problems, err
+		}
+		if err := s.checkBlob(b, deep); err != nil && s.still(ctx, "SELECT 1 FROM blob WHERE digest = ?", b.Digest) {
+			report(b.Digest, "%v", err)
+		}
+	}
+	for _, r := range trees {
+		if err := s.checkTree(ctx, r, deep); err != nil && s.still(ctx, "SELECT 1 FROM layer WHERE tree <> 0 AND diffid = ?", r.diffID) {
+			report(r.diffID, "%v", err)
+		}
+	}
+	return problems, ctx.Err()
+}
+
+type treeRow struct {
+	diffID oci.Digest
+	kind   int
+}
+
+// still tells whether the row is there after its file was looked at: another
+// process may have collected both.
+func (s *Store) still(ctx context.Context, query string, d oci.Digest) (there bool) {
+	err := s.read(ctx, func(t *tx) (err error) {
+		there, err = t.exists(query, d)
+		return err
+	})
+	return err == nil && there
+}
+
+// checkGraph looks for rows that name what they cannot do without.
+func (t *tx) checkGraph(report func(oci.Digest, string, ...any)) error {
+	for _, c := range []struct{ text, query string }{
+		{"is tagged and missing", "SELECT digest FROM tag WHERE digest NOT IN (SELECT digest FROM blob)"},
+		{"is the digest of a repository and missing", "SELECT digest FROM repodigest WHERE digest NOT IN (SELECT digest FROM blob)"},
+		{"is a manifest whose bytes are missing", "SELECT digest FROM manifest WHERE digest NOT IN (SELECT digest FROM blob)"},
+		{"is a manifest without its facts", `SELECT digest FROM manifest WHERE config <> '' AND image NOT IN (SELECT id FROM image)
+			AND config IN (SELECT digest FROM blob)`},
+		{"belongs to an image that has a name, and no form of it is left", `WITH RECURSIVE live(d) AS (
+				SELECT digest FROM tag UNION SELECT digest FROM repodigest
+				UNION SELECT child FROM edge e JOIN live ON parent = d WHERE e.kind <> 2 OR child IN (SELECT digest FROM blob))
+			SELECT e.child FROM edge e WHERE e.kind = 1 AND e.parent IN (SELECT d FROM live)
+				AND e.child NOT IN (SELECT digest FROM blob)
+				AND e.child NOT IN (SELECT diffid FROM layer WHERE tree = 2)
+				AND e.child NOT IN (SELECT diffid FROM packed p JOIN blob b ON b.digest = p.digest)`},
+		{"names parents that are gone", `SELECT DISTINCT child FROM edge WHERE kind IN (1, 2) AND parent NOT IN (SELECT digest FROM manifest)`},
+	} {
+		found, err := t.digests(c.query)
+		if err != nil {
+			return err
+		}
+		for _, d := range found {
+			report(d, "%s", c.text)
+		}
+	}
+	return nil
+}
+
+func (s *Store) checkBlob(b oci.Descriptor, deep bool) error {
+	f, err := os.Open(s.blobPath(b.Digest))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if deep {
+		return digestOf(f, b)
+	}
+	fi, err := f.Stat()
+	if err == nil && fi.Size() != b.Size {
+		err = &oci.SizeError{Digest: b.Digest, Want: b.Size, Got: fi.Size()}
+	}
+	return err
+}
+
+func (s *Store) checkTree(ctx context.Context, r treeRow, deep bool) error {
+	tree := filepath.Join(s.layerPath(r.diffID), "tree")
+	if _, err := os.Lstat(tree); err != nil || !deep {
+		return err
+	}
+	same, err := s.treeIntact(ctx, r.diffID, r.kind)
+	if err == nil && !same {
+		err = fmt.Errorf("its tree %s was changed", tree)
+	}
+	return err
+}
