@@ -33,9 +33,9 @@ type Writer struct {
 	broken error
 	// started says that the directories are written.
 	started bool
-	sizes  map[oci.Digest]int64  // of the blobs written
-	bodies map[oci.Digest][]byte // of the manifests and indexes among them
-	tagged []Image
+	sizes   map[oci.Digest]int64  // of the blobs written
+	bodies  map[oci.Digest][]byte // of the manifests and indexes among them
+	tagged  []Image
 }
 
 // inMemory is the size up to which a blob is checked before it is written.
