@@ -13,7 +13,12 @@ import (
 	"github.com/docker/cli/cli/config"
 
 	"github.com/strake-project/strake/internal/cli/term"
+	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/content/remote"
+	"github.com/strake-project/strake/internal/content/remote/auth"
 	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
 )
 
 // App is what commands share: the streams, the global flags, and the store,
@@ -24,6 +29,7 @@ type App struct {
 	flags globalFlags
 	log   *slog.Logger
 	store *store.Store
+	regs  *remote.Client
 }
 
 // globalFlags are the flags before the command.
@@ -67,6 +73,25 @@ func (a *App) Store() (*store.Store, error) {
 	}
 	a.store = s
 	return s, nil
+}
+
+// Remote is the client of registries, with docker's credentials.
+func (a *App) Remote() *remote.Client {
+	if a.regs == nil {
+		a.regs = remote.New(remote.Options{
+			Credentials: auth.Docker(a.flags.config),
+			UserAgent:   "strake/" + Version,
+			Log:         a.log,
+		})
+	}
+	return a.regs
+}
+
+// ensure makes the image that r names local, for platform p: what build's FROM
+// and run need. progress may be nil.
+func (a *App) ensure(ctx context.Context, s *store.Store, r ref.Ref, p oci.Platform, policy content.PullPolicy, progress func(content.Event)) (oci.Descriptor, error) {
+	registry := func(r ref.Ref) content.Source { return a.Remote().Repository(r) }
+	return content.Ensure(ctx, s, registry, r, p, policy, progress)
 }
 
 func (a *App) close() {

@@ -20,11 +20,17 @@ func (a *App) topLevel() []*cobra.Command {
 	return []*cobra.Command{
 		common(a.versionCommand(), 90),
 
+		common(a.buildCommand("build"), 30),
+		common(a.pullCommand("pull"), 40),
+		common(a.pushCommand("push"), 50),
 		common(a.imagesCommand("images"), 60),
 
 		a.historyCommand("history"),
+		a.importCommand("import"),
 		a.inspectCommand(),
+		a.loadCommand("load"),
 		a.rmiCommand("rmi"),
+		a.saveCommand("save"),
 		a.tagCommand("tag"),
 
 		a.imageCommand(),
@@ -135,10 +141,16 @@ func (a *App) imageCommand() *cobra.Command {
 	rm := a.rmiCommand("rm")
 	rm.Aliases = []string{"remove"}
 	return a.group("image", "Manage images",
+		a.buildCommand("build"),
 		a.historyCommand("history"),
+		a.importCommand("import"),
 		a.imageInspectCommand(),
+		a.loadCommand("load"),
 		ls,
+		a.pullCommand("pull"),
+		a.pushCommand("push"),
 		rm,
+		a.saveCommand("save"),
 		a.tagCommand("tag"),
 	)
 }

@@ -1,0 +1,249 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/spf13/cobra"
+
+	"github.com/strake-project/strake/internal/build"
+	"github.com/strake-project/strake/internal/build/frontend"
+	"github.com/strake-project/strake/internal/cli/term"
+	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+// buildFlags are the flags of build. Every one is honoured; docker's others
+// are unknown flags until they are.
+type buildFlags struct {
+	tags, buildArgs, labels, platforms, secrets    []string
+	addHosts, ulimits, noCacheFilters, contexts    []string
+	file, target, progress, network, iidFile, call string
+	metadataFile, cgroupParent                     string
+	noCache, pull, quiet, push, load, rm, check    bool
+}
+
+func (a *App) buildCommand(use string) *cobra.Command {
+	var f buildFlags
+	cmd := &cobra.Command{
+		Use:   use + " [OPTIONS] PATH | -",
+		Short: "Build an image from a Dockerfile",
+		Example: `  strake build -t myapp .
+  strake build -f docker/Dockerfile --target test --progress=plain .`,
+		Args: exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.build(cmd.Context(), &f, args[0])
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringArrayVarP(&f.tags, "tag", "t", nil, `Name and optionally a tag ("name:tag")`)
+	fs.StringVarP(&f.file, "file", "f", "", `Name of the Dockerfile (default "PATH/Dockerfile")`)
+	fs.StringArrayVar(&f.buildArgs, "build-arg", nil, "Set build-time variables")
+	fs.StringArrayVar(&f.contexts, "build-context", nil, `Additional build contexts ("name=path", "name=docker-image://image")`)
+	fs.StringVar(&f.target, "target", "", "Set the target build stage to build")
+	fs.BoolVar(&f.noCache, "no-cache", false, "Do not use cache when building the image")
+	fs.StringSliceVar(&f.noCacheFilters, "no-cache-filter", nil, "Do not cache specified stages")
+	fs.StringVar(&f.progress, "progress", envOr("BUILDKIT_PROGRESS", "auto"), `Set type of progress output ("auto", "plain", "tty", "quiet")`)
+	fs.BoolVarP(&f.quiet, "quiet", "q", false, "Suppress the build output and print image ID on success")
+	fs.StringArrayVar(&f.labels, "label", nil, "Set metadata for an image")
+	fs.StringArrayVar(&f.platforms, "platform", nil, "Set target platform for build")
+	fs.StringVar(&f.network, "network", "default", `Set the networking mode for the "RUN" instructions during build ("default", "host", "none"; default is host until bridges come)`)
+	fs.StringArrayVar(&f.addHosts, "add-host", nil, `Add a custom host-to-IP mapping ("host:ip")`)
+	fs.StringArrayVar(&f.secrets, "secret", nil, `Secret to expose to the build ("id=mysecret[,src=/local/secret]", "id=mysecret,env=VAR")`)
+	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "Ulimit options")
+	fs.StringVar(&f.cgroupParent, "cgroup-parent", "", `Set the parent cgroup for the "RUN" instructions during build`)
+	fs.StringVar(&f.iidFile, "iidfile", "", "Write the image ID to a file")
+	fs.StringVar(&f.metadataFile, "metadata-file", "", "Write build result metadata to a file")
+	fs.BoolVar(&f.pull, "pull", false, "Always attempt to pull all referenced images")
+	fs.BoolVar(&f.push, "push", false, "Push the image to its registry after the build")
+	fs.BoolVar(&f.load, "load", true, "Keep the image in the store (always)")
+	fs.BoolVar(&f.rm, "rm", true, "Remove intermediate containers after a successful build (always: there are none)")
+	fs.StringVar(&f.call, "call", "build", `Set method for evaluating build ("build", "check", "outline", "targets")`)
+	fs.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
+	return cmd
+}
+
+func envOr(name, fallback string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return fallback
+}
+
+// buildError is err as buildx says it.
+func buildError(err error) error { return fmt.Errorf("ERROR: failed to build: %w", err) }
+
+func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error) {
+	names, err := buildNames(f.tags)
+	if err != nil {
+		return buildError(err)
+	}
+	if f.push && len(names) == 0 {
+		return buildError(errors.New("tag is needed when pushing to registry"))
+	}
+	if !f.load || !f.rm {
+		return &Failure{Code: 125, Err: errors.New("--load=false and --rm=false are not supported: the image always stays in the store, and a build makes no containers")}
+	}
+	in, err := a.openBuildInput(f, path)
+	if err != nil {
+		return buildError(err)
+	}
+	defer in.close()
+	opts, err := f.frontendOpts(in)
+	if err != nil {
+		return buildError(err)
+	}
+	secrets, err := parseSecrets(f.secrets)
+	if err != nil {
+		return buildError(err)
+	}
+	st, err := a.Store()
+	if err != nil {
+		return err
+	}
+	ctx, release, err := st.Lease(ctx)
+	if err != nil {
+		return daemon(err)
+	}
+	defer release()
+	mode := f.progress
+	if f.quiet {
+		mode = "quiet"
+	}
+	printer, err := term.NewBuildPrinter(mode, a.Err)
+	if err != nil {
+		return buildError(err)
+	}
+	engine := build.New(build.Options{
+		Store:   st,
+		Locals:  in.locals,
+		Secret:  secrets.get,
+		Events:  printer.Event,
+		NoCache: f.noCache,
+		Log:     a.log,
+		Pull: func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (oci.Descriptor, error) {
+			policy := content.PullMissing
+			if always {
+				policy = content.PullAlways
+			}
+			return a.ensure(ctx, st, r, p, policy, nil)
+		},
+	})
+	res, err := frontend.Build(ctx, engine, opts)
+	if err != nil {
+		return a.buildFailed(printer, err)
+	}
+	if len(res.Images) == 0 {
+		printer.Close(nil)
+		return a.printSubrequest(res.Metadata)
+	}
+	out, err := engine.Export(ctx, res.Images, res.Index, names)
+	if err != nil {
+		return a.buildFailed(printer, err)
+	}
+	printer.Close(nil)
+	if err := f.writeResult(out, names); err != nil {
+		return buildError(err)
+	}
+	if f.quiet {
+		fmt.Fprintln(a.Out, out.ID)
+	}
+	if f.push {
+		for _, n := range names {
+			if err := a.push(ctx, n.String(), &pushOptions{quiet: f.quiet}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// buildFailed ends the progress and puts the lines of the Dockerfile that the
+// error comes from in front of it.
+func (a *App) buildFailed(printer *term.BuildPrinter, err error) error {
+	printer.Close(err)
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	for _, src := range errdefs.Sources(err) {
+		_ = src.Print(a.Err) // the error itself follows; a failed snippet changes nothing
+	}
+	return buildError(fmt.Errorf("failed to solve: %w", err))
+}
+
+// printSubrequest prints what --call asked for.
+func (a *App) printSubrequest(md map[string][]byte) error {
+	text := strings.TrimRight(string(md["result.txt"]), "\n")
+	if text == "" && md["result.json"] != nil {
+		text = string(md["result.json"])
+	}
+	if text != "" {
+		fmt.Fprintln(a.Out, text)
+	}
+	var lint struct {
+		Warnings []json.RawMessage `json:"warnings"`
+	}
+	if json.Unmarshal(md["result.json"], &lint) == nil && len(lint.Warnings) > 0 {
+		return exit(1)
+	}
+	return nil
+}
+
+func buildNames(tags []string) ([]ref.Ref, error) {
+	var names []ref.Ref
+	for _, list := range tags {
+		for _, t := range strings.Split(list, ",") {
+			n, err := ref.ParseTag(t)
+			if err != nil {
+				return nil, fmt.Errorf("invalid tag %q: %s", t, tagReason(err))
+			}
+			names = append(names, n)
+		}
+	}
+	return names, nil
+}
+
+// tagReason is a reference's error without what buildx leaves out.
+func tagReason(err error) string {
+	s := strings.TrimPrefix(err.Error(), "invalid reference format: ")
+	if strings.HasPrefix(s, "repository name (") {
+		return "repository name must be lowercase"
+	}
+	return s
+}
+
+func (f *buildFlags) writeResult(out *build.Exported, names []ref.Ref) error {
+	if f.iidFile != "" {
+		if err := os.WriteFile(f.iidFile, []byte(out.ID), 0o666); err != nil {
+			return err
+		}
+	}
+	if f.metadataFile == "" {
+		return nil
+	}
+	md := map[string]any{
+		"containerimage.config.digest": out.ID,
+		"containerimage.descriptor":    out.Target,
+		"containerimage.digest":        out.Target.Digest,
+		"buildx.build.ref":             fmt.Sprintf("strake/%d", time.Now().UnixNano()),
+	}
+	if len(names) > 0 {
+		all := make([]string, len(names))
+		for i, n := range names {
+			all[i] = n.String()
+		}
+		md["image.name"] = strings.Join(all, ",")
+	}
+	b, err := json.MarshalIndent(md, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(f.metadataFile, append(b, '\n'), 0o666)
+}

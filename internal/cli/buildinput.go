@@ -1,0 +1,307 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// buildInput is where a build's files come from.
+type buildInput struct {
+	locals   map[string]string // name → directory
+	filename string            // of the Dockerfile in locals["dockerfile"]
+	contexts map[string]string // name → what the frontend is told
+	temp     []string
+}
+
+func (in *buildInput) close() {
+	for _, dir := range in.temp {
+		os.RemoveAll(dir)
+	}
+}
+
+// openBuildInput finds the context and the Dockerfile that build's arguments
+// name, with docker's words where they are not there.
+func (a *App) openBuildInput(f *buildFlags, path string) (*buildInput, error) {
+	in := &buildInput{locals: map[string]string{}, contexts: map[string]string{}}
+	err := in.open(f, path, a.In)
+	if err != nil {
+		in.close()
+		return nil, err
+	}
+	return in, nil
+}
+
+func (in *buildInput) open(f *buildFlags, path string, stdin io.Reader) error {
+	dockerfile := f.file
+	switch {
+	case path == "-" && dockerfile == "-":
+		return errors.New("invalid argument: can't use stdin for both build context and dockerfile")
+	case path == "-":
+		dir, err := in.tempDir()
+		if err != nil {
+			return err
+		}
+		in.locals["context"] = dir
+		if err := in.stdinDockerfile(stdin); err != nil {
+			return err
+		}
+		dockerfile = ""
+	case strings.Contains(path, "://") || strings.HasPrefix(path, "git@") || strings.HasPrefix(path, "github.com/"):
+		return fmt.Errorf("unable to prepare context: %q: git and URL contexts are %w yet; clone or download it and name the directory", path, oci.ErrUnsupported)
+	default:
+		st, err := os.Stat(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("unable to prepare context: path %q not found", path)
+		}
+		if err != nil {
+			return fmt.Errorf("unable to prepare context: %w", err)
+		}
+		if !st.IsDir() {
+			return fmt.Errorf("unable to prepare context: path %q is no directory", path)
+		}
+		in.locals["context"] = path
+		if dockerfile == "-" {
+			if err := in.stdinDockerfile(stdin); err != nil {
+				return err
+			}
+		} else {
+			in.findDockerfile(dockerfile, path)
+		}
+	}
+	return in.namedContexts(f.contexts)
+}
+
+// findDockerfile sets where the Dockerfile is: -f is relative to the working
+// directory, or else to the context. That it is missing is for the frontend to
+// say, which then tries "dockerfile" too.
+func (in *buildInput) findDockerfile(file, context string) {
+	if file == "" {
+		file = filepath.Join(context, "Dockerfile")
+	} else if _, err := os.Stat(file); err != nil && !filepath.IsAbs(file) {
+		if alt := filepath.Join(context, file); exists(alt) {
+			file = alt
+		}
+	}
+	in.locals["dockerfile"], in.filename = filepath.Dir(file), filepath.Base(file)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func (in *buildInput) tempDir() (string, error) {
+	dir, err := os.MkdirTemp("", "strake-build-")
+	if err == nil {
+		in.temp = append(in.temp, dir)
+	}
+	return dir, err
+}
+
+func (in *buildInput) stdinDockerfile(stdin io.Reader) error {
+	r := bufio.NewReader(io.LimitReader(stdin, 16<<20))
+	head, _ := r.Peek(512)
+	if isArchive(head) {
+		return fmt.Errorf("unable to prepare context: a tar on stdin is %w yet; unpack it and name the directory", oci.ErrUnsupported)
+	}
+	dir, err := in.tempDir()
+	if err != nil {
+		return err
+	}
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return fmt.Errorf("failed to read Dockerfile from stdin: %w", err)
+	}
+	in.locals["dockerfile"], in.filename = dir, "Dockerfile"
+	return os.WriteFile(filepath.Join(dir, "Dockerfile"), b, 0o600)
+}
+
+// isArchive tells whether a stream that begins with head is a tar, packed or not.
+func isArchive(head []byte) bool {
+	for _, magic := range []string{"\x1f\x8b", "BZh", "\xfd7zXZ", "\x28\xb5\x2f\xfd"} {
+		if strings.HasPrefix(string(head), magic) {
+			return true
+		}
+	}
+	return len(head) >= 262 && string(head[257:262]) == "ustar"
+}
+
+func (in *buildInput) namedContexts(list []string) error {
+	for _, c := range list {
+		name, value, ok := strings.Cut(c, "=")
+		if !ok || name == "" || value == "" {
+			return fmt.Errorf("invalid context value: %s, expected key=value", c)
+		}
+		switch {
+		case strings.HasPrefix(value, "docker-image://"):
+			in.contexts[name] = value
+		case strings.Contains(value, "://"):
+			return fmt.Errorf("build context %s: %w; a directory or docker-image:// is", value, oci.ErrUnsupported)
+		default:
+			st, err := os.Stat(value)
+			if err != nil {
+				return fmt.Errorf("failed to find build context %s: %w", name, err)
+			}
+			if !st.IsDir() {
+				return fmt.Errorf("build context %s: %s is no directory", name, value)
+			}
+			in.locals[name] = value
+			in.contexts[name] = "local:" + name
+		}
+	}
+	return nil
+}
+
+// frontendOpts are the options of docker's Dockerfile frontend.
+func (f *buildFlags) frontendOpts(in *buildInput) (map[string]string, error) {
+	o := map[string]string{"filename": in.filename, "target": f.target}
+	for _, kv := range f.buildArgs {
+		k, v, ok := strings.Cut(kv, "=")
+		if !ok {
+			if v, ok = os.LookupEnv(k); !ok {
+				continue // docker: a name alone takes the environment's value, if there is one
+			}
+		}
+		o["build-arg:"+k] = v
+	}
+	if v := os.Getenv("SOURCE_DATE_EPOCH"); v != "" {
+		if _, ok := o["build-arg:SOURCE_DATE_EPOCH"]; !ok {
+			o["build-arg:SOURCE_DATE_EPOCH"] = v
+		}
+	}
+	for _, kv := range f.labels {
+		k, v, _ := strings.Cut(kv, "=")
+		o["label:"+k] = v
+	}
+	for name, v := range in.contexts {
+		o["context:"+name] = v
+	}
+	if len(f.platforms) > 0 {
+		o["platform"] = strings.Join(f.platforms, ",")
+	}
+	if f.noCache {
+		o["no-cache"] = ""
+	} else if len(f.noCacheFilters) > 0 {
+		o["no-cache"] = strings.Join(f.noCacheFilters, ",")
+	}
+	if f.pull {
+		o["image-resolve-mode"] = "pull"
+	}
+	switch f.network {
+	case "", "default":
+	case "host", "none":
+		o["force-network-mode"] = f.network
+	default:
+		return nil, fmt.Errorf("network mode %q not supported by strake - only default, host and none are", f.network)
+	}
+	if len(f.addHosts) > 0 {
+		hosts := make([]string, len(f.addHosts))
+		for i, h := range f.addHosts {
+			name, ip, ok := strings.Cut(strings.Replace(h, "=", ":", 1), ":")
+			if !ok || name == "" || ip == "" {
+				return nil, fmt.Errorf("invalid host %s", h)
+			}
+			hosts[i] = name + "=" + strings.Trim(ip, "[]")
+		}
+		o["add-hosts"] = strings.Join(hosts, ",")
+	}
+	if len(f.ulimits) > 0 {
+		o["ulimit"] = strings.Join(f.ulimits, ",")
+	}
+	if f.cgroupParent != "" {
+		o["cgroup-parent"] = f.cgroupParent
+	}
+	call := f.call
+	if f.check {
+		call = "check"
+	}
+	switch call {
+	case "", "build":
+	case "check", "lint":
+		o["requestid"] = "frontend.lint"
+	case "outline":
+		o["requestid"] = "frontend.outline"
+	case "targets":
+		o["requestid"] = "frontend.targets"
+	default:
+		return nil, fmt.Errorf("unsupported call method %q: build, check, outline and targets are known", call)
+	}
+	return o, nil
+}
+
+// buildSecrets are the sources that --secret names; they are read when a step
+// asks.
+type buildSecrets map[string]struct{ env, file string }
+
+func parseSecrets(list []string) (buildSecrets, error) {
+	out := buildSecrets{}
+	for _, s := range list {
+		fields, err := csv.NewReader(strings.NewReader(s)).Read()
+		if err != nil {
+			return nil, fmt.Errorf("failed to parse secret %q: %w", s, err)
+		}
+		var id, kind string
+		var src struct{ env, file string }
+		for _, f := range fields {
+			k, v, ok := strings.Cut(f, "=")
+			if !ok {
+				return nil, fmt.Errorf("invalid field '%s' must be a key=value pair", f)
+			}
+			switch strings.ToLower(k) {
+			case "type":
+				if v != "file" && v != "env" {
+					return nil, fmt.Errorf("unsupported secret type %q", v)
+				}
+				kind = v
+			case "id":
+				id = v
+			case "source", "src":
+				src.file = v
+			case "env":
+				src.env = v
+			default:
+				return nil, fmt.Errorf("unexpected key '%s' in '%s'", k, f)
+			}
+		}
+		if id == "" {
+			return nil, fmt.Errorf("secret %q has no id", s)
+		}
+		if kind == "env" && src.env == "" {
+			src.env, src.file = src.file, ""
+		}
+		if src.env == "" && src.file == "" {
+			if _, ok := os.LookupEnv(id); ok && kind != "file" {
+				src.env = id
+			} else {
+				src.file = id
+			}
+		}
+		if src.file != "" {
+			if _, err := os.Stat(src.file); err != nil {
+				return nil, fmt.Errorf("failed to stat %s: %w", src.file, errors.Unwrap(err))
+			}
+		}
+		out[id] = src
+	}
+	return out, nil
+}
+
+func (b buildSecrets) get(_ context.Context, id string) ([]byte, error) {
+	src, ok := b[id]
+	if !ok {
+		return nil, oci.ErrNotFound
+	}
+	if src.env != "" {
+		return []byte(os.Getenv(src.env)), nil
+	}
+	return os.ReadFile(src.file)
+}

@@ -1,0 +1,184 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/image-spec/specs-go"
+	"github.com/spf13/cobra"
+
+	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/layer"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+type importOptions struct {
+	source, name      string
+	changes           []string
+	message, platform string
+}
+
+func (a *App) importCommand(use string) *cobra.Command {
+	var o importOptions
+	cmd := &cobra.Command{
+		Use:   use + " [OPTIONS] FILE|URL|- [REPOSITORY[:TAG]]",
+		Short: "Make an image of a root file system's tar archive",
+		Example: `  strake import rootfs.tar.gz base:1
+  mmdebstrap --variant=minbase bookworm - | strake import -c 'CMD ["bash"]' - debian:12`,
+		Args: minArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.source = args[0]
+			if len(args) > 1 {
+				o.name = args[1]
+			}
+			return a.importImage(cmd.Context(), &o)
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringArrayVarP(&o.changes, "change", "c", nil, "Apply a Dockerfile instruction to the image's config")
+	fs.StringVarP(&o.message, "message", "m", "", "Comment on the image")
+	fs.StringVar(&o.platform, "platform", "", "The image is for this platform (os[/arch[/variant]])")
+	return cmd
+}
+
+func (a *App) importImage(ctx context.Context, o *importOptions) error {
+	conf, err := importConfig(o)
+	if err != nil {
+		return err
+	}
+	var name ref.Ref
+	if o.name != "" {
+		if name, err = ref.ParseTag(o.name); err != nil {
+			return err
+		}
+	}
+	in, err := a.openImport(ctx, o.source)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	plain, _, err := layer.Decompress(in)
+	if err != nil {
+		return badTar(err)
+	}
+	defer plain.Close()
+	s, err := a.Store()
+	if err != nil {
+		return err
+	}
+	ctx, release, err := s.Lease(ctx)
+	if err != nil {
+		return daemon(err)
+	}
+	defer release()
+	toc, err := s.TakeTar(ctx, plain)
+	if err != nil {
+		return badTar(err)
+	}
+	id, manifest, err := putImage(ctx, s, conf, []oci.Descriptor{{MediaType: oci.MediaTypeLayer, Digest: toc.DiffID, Size: toc.Size}})
+	if err != nil {
+		return daemon(err)
+	}
+	if o.name != "" {
+		if err := s.Tag(ctx, name, manifest); err != nil {
+			return daemon(err)
+		}
+	}
+	fmt.Fprintln(a.Out, id)
+	return nil
+}
+
+// badTar is docker's error for an archive that is none; any other stays.
+func badTar(err error) error {
+	if errors.Is(err, oci.ErrInvalid) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return daemonf("Error processing tar file(exit status 1): %w", err)
+	}
+	return daemon(err)
+}
+
+// importConfig is the config of an image of one layer that was imported now.
+func importConfig(o *importOptions) (*oci.Image, error) {
+	now := time.Now().UTC()
+	conf := &oci.Image{}
+	conf.Created = &now
+	conf.Platform = content.Host()
+	if o.platform != "" {
+		p, err := parsePlatform(o.platform)
+		if err != nil {
+			return nil, err
+		}
+		conf.Platform = p
+	}
+	if err := applyChanges(conf, o.changes); err != nil {
+		return nil, daemon(err)
+	}
+	comment := o.message
+	if comment == "" {
+		comment = "Imported from " + o.source
+		if !isURL(o.source) {
+			comment = "Imported from -"
+		}
+	}
+	conf.History = []oci.History{{Created: &now, Comment: comment}}
+	return conf, nil
+}
+
+func isURL(s string) bool {
+	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
+}
+
+// openImport opens what is to be imported: stdin, a URL or a file.
+func (a *App) openImport(ctx context.Context, source string) (io.ReadCloser, error) {
+	switch {
+	case source == "-":
+		return io.NopCloser(a.In), nil
+	case !isURL(source):
+		return os.Open(source)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, source, nil)
+	if err != nil {
+		return nil, daemon(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, daemon(err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		return nil, daemonf("error downloading %s: %s", source, resp.Status)
+	}
+	return resp.Body, nil
+}
+
+// putImage stores an image of plain layers that the store has, and returns its
+// ID and its manifest.
+func putImage(ctx context.Context, s *store.Store, conf *oci.Image, layers []oci.Descriptor) (oci.Digest, oci.Descriptor, error) {
+	conf.RootFS.Type = "layers"
+	conf.RootFS.DiffIDs = nil
+	for _, l := range layers {
+		conf.RootFS.DiffIDs = append(conf.RootFS.DiffIDs, l.Digest)
+	}
+	body, err := json.Marshal(conf)
+	if err != nil {
+		return "", oci.Descriptor{}, err
+	}
+	config := oci.DescriptorOf(oci.MediaTypeConfig, body)
+	if err := s.Put(ctx, config, strings.NewReader(string(body))); err != nil {
+		return "", oci.Descriptor{}, err
+	}
+	m := oci.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeManifest, Config: config, Layers: layers}
+	if body, err = json.Marshal(m); err != nil {
+		return "", oci.Descriptor{}, err
+	}
+	d := oci.DescriptorOf(oci.MediaTypeManifest, body)
+	return config.Digest, d, s.Put(ctx, d, strings.NewReader(string(body)))
+}
