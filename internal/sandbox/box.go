@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -18,15 +19,17 @@ import (
 // box is a sandbox in the making. newBox and close run anywhere; enter and
 // spawn run on the sandbox's own thread, as do all file operations in them.
 type box struct {
-	spec   *Spec
-	tid    int
-	io     stdio
-	user   identity
-	caps   capabilities
-	filter *seccomp.Program // nil: unconfined
-	stubs  stubs
-	master *os.File // of the terminal
-	slave  *os.File
+	spec    *Spec
+	tid     int
+	io      stdio
+	user    identity
+	caps    capabilities
+	filter  *seccomp.Program // nil: unconfined
+	stubs   stubs
+	cgroup  *cgroup // nil without limits
+	rlimits []rlimit
+	master  *os.File // of the terminal
+	slave   *os.File
 }
 
 func newBox(spec *Spec) (*box, error) {
@@ -44,8 +47,19 @@ func newBox(spec *Spec) (*box, error) {
 	if b.filter, err = filterFor(spec, b.caps); err != nil {
 		return nil, err
 	}
+	if b.rlimits, err = newRlimits(spec.Rlimits); err != nil {
+		return nil, err
+	}
+	if b.stubs, err = newStubs(spec.Root.Upper); err != nil {
+		return nil, err
+	}
+	if b.cgroup, err = newCgroup(spec.Limits); err != nil {
+		b.close()
+		return nil, err
+	}
 	if !spec.Terminal {
 		if err := b.io.open(spec); err != nil {
+			b.close()
 			return nil, err
 		}
 	}
@@ -54,14 +68,12 @@ func newBox(spec *Spec) (*box, error) {
 
 // close gives back what the sandbox took on the machine.
 func (b *box) close() error {
-	b.io.started(&process{})
+	b.io.close()
 	if b.slave != nil {
 		b.slave.Close()
 	}
-	return b.stubs.remove()
+	return errors.Join(b.stubs.remove(), b.cgroup.remove())
 }
-
-func (b *box) oomKilled() bool { return false }
 
 // enter makes the calling thread the sandbox: after it, the thread sees what
 // the process will see.
@@ -69,7 +81,7 @@ func (b *box) enter() error {
 	// What strake was started with must not leak into the sandbox: an open
 	// directory of the machine would be a way out.
 	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
-	flags := unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP
+	flags := unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 	if b.spec.Network == None {
 		flags |= unix.CLONE_NEWNET
 	}
@@ -130,40 +142,98 @@ func (b *box) chdir() error {
 	return nil
 }
 
-// spawn forks and executes the process with the thread's namespaces, root and
-// bounds.
+// spawn writes the child's script and plays it. The order matters: mounts need
+// the new pid namespace; a filter without no_new_privs needs CAP_SYS_ADMIN and
+// so comes before the user changes, one with it can come last; changing the
+// user clears the parent-death signal.
 func (b *box) spawn() (int, error) {
 	env := b.env()
 	argv0, err := find(b.spec.Args[0], env)
 	if err != nil {
 		return 0, err
 	}
-	sys := &syscall.SysProcAttr{
-		Setsid:    true,
-		Pdeathsig: syscall.SIGKILL,
-		Credential: &syscall.Credential{
-			Uid: b.user.uid, Gid: b.user.gid, Groups: b.user.groups,
-		},
+	s := &script{}
+	die := func() {
+		s.add("set parent-death signal", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL))
 	}
-	files := []uintptr{0, 0, 0}
-	if b.slave != nil {
-		sys.Setctty = true
-		fd := b.slave.Fd()
-		files = []uintptr{fd, fd, fd}
-	} else {
-		for i, f := range b.io.child {
-			files[i] = f.Fd()
-			b.giveTo(f)
-		}
+	die()
+	b.cgroup.enter(s)
+	s.add("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP).tolerate[0] = unix.EINVAL
+	b.mountInside(s)
+	for _, r := range b.rlimits {
+		s.add("set ulimit "+r.name, unix.SYS_PRLIMIT64, 0, uintptr(r.resource), keep(s, &r.limit), 0)
 	}
-	if err := b.confine(); err != nil {
+	s.add("setsid", unix.SYS_SETSID)
+	files, done, err := b.files()
+	defer done()
+	if err != nil {
 		return 0, err
 	}
-	pid, err := syscall.ForkExec(argv0, b.spec.Args, &syscall.ProcAttr{Env: env, Files: files, Sys: sys})
-	if err != nil {
-		return 0, execError(argv0, err)
+	for i, fd := range files {
+		s.add("dup3", unix.SYS_DUP3, uintptr(fd), uintptr(i), 0)
 	}
-	return pid, nil
+	if b.slave != nil {
+		s.add("set controlling terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
+	if err := b.caps.bound(s); err != nil {
+		return 0, err
+	}
+	if b.spec.NoNewPrivileges {
+		s.add("set no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
+	} else {
+		b.restrain(s)
+	}
+	groups := append(slices.Clone(b.user.groups), 0) // never empty: it has an address
+	s.add("setgroups", unix.SYS_SETGROUPS, uintptr(len(groups)-1), keep(s, &groups[0]))
+	s.add("setgid", unix.SYS_SETGID, uintptr(b.user.gid))
+	s.add("setuid", unix.SYS_SETUID, uintptr(b.user.uid))
+	die()
+	if b.spec.NoNewPrivileges {
+		b.restrain(s)
+	}
+	argv, err := s.strs(b.spec.Args)
+	if err != nil {
+		return 0, fmt.Errorf("arguments with a NUL: %w", err)
+	}
+	envp, err := s.strs(env)
+	if err != nil {
+		return 0, fmt.Errorf("environment with a NUL: %w", err)
+	}
+	s.add("exec", unix.SYS_EXECVE, s.str(argv0), argv, envp)
+	pid, err := s.run(unix.CLONE_NEWPID)
+	if errno, ok := err.(syscall.Errno); ok {
+		return 0, execError(argv0, errno)
+	}
+	return pid, err
+}
+
+// files gives the three files of the process as descriptors above them, so
+// that duplicating one never overwrites another.
+func (b *box) files() (fds [3]int, done func(), err error) {
+	var extra []int
+	done = func() {
+		for _, fd := range extra {
+			unix.Close(fd)
+		}
+		runtime.KeepAlive(b)
+	}
+	for i := range fds {
+		f := b.io.child[i]
+		if b.slave != nil {
+			f = b.slave
+		} else {
+			b.giveTo(f)
+		}
+		fds[i] = int(f.Fd())
+		if fds[i] < 3 {
+			fds[i], err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+			if err != nil {
+				return fds, done, fmt.Errorf("dup %s: %w", f.Name(), err)
+			}
+			extra = append(extra, fds[i])
+		}
+	}
+	return fds, done, nil
 }
 
 // giveTo lets the process reopen a pipe through /dev/stdout, as programs that

@@ -80,34 +80,27 @@ func (c capabilities) list() []string {
 	return list
 }
 
-// bound drops what is not in the set from the calling thread's bounding set.
-// That is what decides: a process of root's gets the bounding set with its
-// exec, any other user's gets nothing. The thread itself keeps what it has, to
-// be able to do the rest.
-func (c capabilities) bound() error {
+// bound adds to the child's script that it drops what is not in the set from
+// its bounding set. That is what decides: a process of root's gets the bounding
+// set with its exec, any other user's gets nothing.
+func (c capabilities) bound(s *script) error {
 	for i := 0; ; i++ {
 		have, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(i), 0, 0, 0)
 		if err != nil {
 			break // past the kernel's last one
 		}
 		if have == 1 && (i > 63 || c&(1<<i) == 0) {
-			if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(i), 0, 0, 0); err != nil {
-				return fmt.Errorf("drop capability %d: %w", i, err)
-			}
+			s.add("drop capabilities", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(i))
 		}
 	}
 	// Inheritable capabilities would come back with the exec.
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
+	if err := unix.Capget(header, &data[0]); err != nil {
 		return fmt.Errorf("read capabilities: %w", err)
 	}
 	data[0].Inheritable, data[1].Inheritable = 0, 0
-	if err := unix.Capset(&header, &data[0]); err != nil {
-		return fmt.Errorf("set capabilities: %w", err)
-	}
-	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-		return fmt.Errorf("clear ambient capabilities: %w", err)
-	}
+	s.add("set capabilities", unix.SYS_CAPSET, keep(s, header), keep(s, &data))
+	s.add("clear ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
 	return nil
 }

@@ -1,10 +1,7 @@
 package sandbox
 
 import (
-	"fmt"
-	"runtime"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -35,27 +32,11 @@ func filterFor(spec *Spec, caps capabilities) (*seccomp.Program, error) {
 	return seccomp.Default(caps.list())
 }
 
-// confine puts the bounds on the calling thread that its process inherits.
-// The filter comes last: what follows is only fork, exec and wait.
-func (b *box) confine() error {
-	if err := b.caps.bound(); err != nil {
-		return err
-	}
-	if b.spec.NoNewPrivileges {
-		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-			return fmt.Errorf("set no_new_privs: %w", err)
-		}
-	}
+// restrain adds the filter to the child's script.
+func (b *box) restrain(s *script) {
 	if b.filter == nil {
-		return nil
+		return
 	}
-	prog := unix.SockFprog{Len: uint16(len(b.filter.Filter)), Filter: &b.filter.Filter[0]}
-	// For this thread alone (no TSYNC), and while it has CAP_SYS_ADMIN, so that
-	// no_new_privs is not needed and sudo works in the sandbox.
-	_, _, e := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(b.filter.Flags), uintptr(unsafe.Pointer(&prog)))
-	runtime.KeepAlive(b.filter)
-	if e != 0 {
-		return fmt.Errorf("install the seccomp filter: %w", e)
-	}
-	return nil
+	prog := &unix.SockFprog{Len: uint16(len(b.filter.Filter)), Filter: &b.filter.Filter[0]}
+	s.add("install the seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(b.filter.Flags), keep(s, prog))
 }

@@ -49,13 +49,17 @@ func (b *box) mountAll() error {
 	if err != nil {
 		return err
 	}
+	nodes, err := makeNodes(b.spec.Privileged)
+	if err != nil {
+		return err
+	}
 	mounts := slices.Clone(b.spec.Mounts)
 	slices.SortStableFunc(mounts, func(x, y Mount) int {
 		return strings.Count(path.Clean(x.Destination), "/") - strings.Count(path.Clean(y.Destination), "/")
 	})
 	waiting := make([]*pending, len(mounts))
 	defer func() {
-		for _, w := range append(waiting, files...) {
+		for _, w := range slices.Concat(waiting, files, nodes) {
 			if w != nil && w.fd >= 0 {
 				unix.Close(w.fd)
 			}
@@ -66,13 +70,13 @@ func (b *box) mountAll() error {
 			return err
 		}
 	}
-	if err := b.mountRoot(append(slices.Clone(waiting), files...)); err != nil {
+	if err := b.mountRoot(slices.Concat(waiting, files)); err != nil {
 		return err
 	}
 	if err := pivot(); err != nil {
 		return err
 	}
-	if err := b.mountSystem(); err != nil {
+	if err := b.mountSystem(nodes); err != nil {
 		return err
 	}
 	for _, f := range files {
@@ -91,9 +95,6 @@ func (b *box) mountAll() error {
 		if err := remountReadOnly("/"); err != nil {
 			return err
 		}
-	}
-	if !b.spec.Privileged {
-		return mask()
 	}
 	return nil
 }
@@ -156,12 +157,12 @@ func (b *box) mountRoot(points []*pending) error {
 	for _, p := range points {
 		stub(p.dest, p.dir)
 	}
-	return mountOverlay(&b.spec.Root, "root", stubDir, "")
+	return mountOverlay(&b.spec.Root, "root", stubDir, "", b.spec.Privileged)
 }
 
 // mountOverlay mounts r at target, with the directory lowest, if there is one,
 // below its layers. Names in the workshop begin with prefix.
-func mountOverlay(r *rootfs.Root, target, lowest, prefix string) error {
+func mountOverlay(r *rootfs.Root, target, lowest, prefix string, dev bool) error {
 	var opts strings.Builder
 	opts.WriteString("lowerdir=")
 	link := func(to, name string) error {
@@ -189,7 +190,12 @@ func mountOverlay(r *rootfs.Root, target, lowest, prefix string) error {
 		opts.WriteString(lowest)
 		n++
 	}
+	// Device nodes can be made and not opened. docker's device cgroup allows
+	// those of /dev besides; a cgroup for each step would cost more than it.
 	flags := uintptr(unix.MS_NODEV)
+	if dev {
+		flags = 0
+	}
 	if r.Upper != "" {
 		if err := link(r.Upper, prefix+"u"); err != nil {
 			return err
@@ -259,6 +265,9 @@ func pivot() error {
 func (b *box) prepareMount(i int, m *Mount) (*pending, error) {
 	if !path.IsAbs(m.Destination) || path.Clean(m.Destination) == "/" {
 		return nil, fmt.Errorf("invalid mount destination %q: it needs to be an absolute path other than /", m.Destination)
+	}
+	if clean := path.Clean(m.Destination); clean == "/proc" || strings.HasPrefix(clean, "/proc/") {
+		return nil, fmt.Errorf("%q cannot be mounted because it is inside /proc", m.Destination)
 	}
 	w := &pending{fd: -1, dest: path.Clean(m.Destination), dir: true, mode: m.Mode}
 	at := "m" + strconv.Itoa(i)
@@ -344,7 +353,7 @@ func cloneOverlay(m *Mount, at string) (int, error) {
 		if err := unix.Mkdir(at, 0o755); err != nil {
 			return -1, err
 		}
-		if err := mountOverlay(r, at, "", at+"_"); err != nil {
+		if err := mountOverlay(r, at, "", at+"_", false); err != nil {
 			return -1, err
 		}
 	}

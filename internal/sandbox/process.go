@@ -125,7 +125,7 @@ func (p *Process) finish(stop func() bool) {
 	p.threadGone()
 	stop()
 	p.copies.Wait()
-	p.exit.OOM = p.box.oomKilled()
+	p.exit.OOM = p.box.cgroup.oomKilled()
 	if err := p.box.close(); err != nil && p.err == nil {
 		p.err = err
 	}
@@ -268,12 +268,17 @@ func isTerminal(f *os.File) bool {
 	return tty
 }
 
-// started closes the process's ends and begins to copy.
-func (s *stdio) started(p *process) {
+// close closes the process's ends; it has copies of its own.
+func (s *stdio) close() {
 	for _, f := range s.own {
 		f.Close()
 	}
 	s.own = nil
+}
+
+// started begins to copy.
+func (s *stdio) started(p *process) {
+	s.close()
 	if s.stdin != nil {
 		go s.stdin() // not waited for: its reader may block for ever
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -28,9 +30,9 @@ const (
 	allThat = nosuid | noexec | nodev
 )
 
-// mountSystem mounts what every process finds: /proc, /sys and /dev, with the
-// options that docker gives them.
-func (b *box) mountSystem() error {
+// mountSystem mounts what every process finds, with the options that docker
+// gives them: /sys and /dev; /proc follows inside the pid namespace.
+func (b *box) mountSystem(nodes []*pending) error {
 	for _, d := range []string{"/proc", "/sys", "/dev"} {
 		info, err := os.Lstat(d)
 		if err != nil {
@@ -40,9 +42,9 @@ func (b *box) mountSystem() error {
 			return fmt.Errorf("mount %s: the image has something else than a directory there", d)
 		}
 	}
-	sysFlags := uintptr(allThat | rdonly)
+	sysFlags, devFlags := uintptr(allThat|rdonly), uintptr(nosuid|nodev|unix.MS_STRICTATIME)
 	if b.spec.Privileged {
-		sysFlags = allThat
+		sysFlags, devFlags = allThat, nosuid|unix.MS_STRICTATIME
 	}
 	shm := b.spec.ShmSize
 	if shm == 0 {
@@ -54,8 +56,7 @@ func (b *box) mountSystem() error {
 		data   string
 		made   bool
 	}{
-		{"proc", "/proc", allThat, "", false},
-		{"tmpfs", "/dev", nosuid | unix.MS_STRICTATIME, "mode=755,size=65536k", false},
+		{"tmpfs", "/dev", devFlags, "mode=755,size=65536k", false},
 		{"devpts", "/dev/pts", nosuid | noexec, "newinstance,ptmxmode=0666,mode=0620,gid=5", true},
 		{"tmpfs", "/dev/shm", allThat, "mode=1777,size=" + strconv.FormatInt(shm, 10), true},
 		{"mqueue", "/dev/mqueue", allThat, "", true},
@@ -74,13 +75,101 @@ func (b *box) mountSystem() error {
 			return fmt.Errorf("mount %s: %w", m.at, err)
 		}
 	}
-	return makeDevices()
+	return makeDevices(nodes)
 }
 
-func makeDevices() error {
+// mountInside adds to the child's script what shows its own pid and cgroup
+// namespace, and hides and protects what docker hides and protects.
+func (b *box) mountInside(s *script) {
+	s.mount("mount /proc", "proc", "/proc", "proc", allThat, "")
+	b.mountCgroups(s)
+	if b.spec.Privileged {
+		return
+	}
+	for _, p := range []string{
+		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+		"/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
+		"/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+	} {
+		// One of the two fits: the first a file, the second a directory.
+		absent := [2]syscall.Errno{unix.ENOENT, unix.ENOTDIR}
+		s.mount("mask "+p, "/dev/null", p, "", unix.MS_BIND, "").tolerate = absent
+		s.mount("mask "+p, "tmpfs", p, "tmpfs", rdonly, "size=0k").tolerate = absent
+	}
+	for _, p := range []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"} {
+		// Where the path is missing, the second fails with EINVAL.
+		s.mount("protect "+p, p, p, "", unix.MS_BIND|unix.MS_REC, "").tolerate[0] = unix.ENOENT
+		s.mount("protect "+p, "", p, "", unix.MS_BIND|unix.MS_REMOUNT|allThat|rdonly, "").tolerate[0] = unix.ENOENT
+	}
+}
+
+// mountCgroups shows the process its cgroups, read-only. Those of version 1
+// are a mount each and worth it only where there is a limit to be read.
+func (b *box) mountCgroups(s *script) {
+	flags := uintptr(allThat | rdonly)
+	if b.spec.Privileged {
+		flags = allThat
+	}
+	what := "mount " + cgroupRoot
+	if b.cgroup == nil || b.cgroup.v2 {
+		s.mount(what, "cgroup", cgroupRoot, "cgroup2", flags, "").any = true // a kernel without
+		return
+	}
+	s.mount(what, "tmpfs", cgroupRoot, "tmpfs", allThat, "mode=755")
+	for _, dir := range b.cgroup.dirs {
+		controller := strings.SplitN(strings.TrimPrefix(dir, cgroupRoot+"/"), "/", 2)[0]
+		at := cgroupRoot + "/" + controller
+		s.add("make "+at, unix.SYS_MKDIRAT, 0, s.str(at), 0o755)
+		s.mount("mount "+at, "cgroup", at, "cgroup", flags, controller)
+	}
+	s.mount(what, "", cgroupRoot, "", unix.MS_REMOUNT|unix.MS_BIND|flags, "")
+}
+
+// makeNodes makes /dev's nodes in the workshop and clones them for mounting:
+// /dev itself is nodev, or else root in the sandbox, who may make nodes, could
+// make the machine's disk there and open it.
+func makeNodes(privileged bool) ([]*pending, error) {
+	if privileged {
+		return nil, nil
+	}
+	if err := unix.Mkdir("dev", 0o755); err != nil {
+		return nil, err
+	}
+	var nodes []*pending
 	for _, d := range devices() {
-		if err := unix.Mknod("/dev/"+d.name, unix.S_IFCHR|0o666, int(unix.Mkdev(d.major, d.minor))); err != nil {
-			return fmt.Errorf("make /dev/%s: %w", d.name, err)
+		if err := makeNode("dev/", d); err != nil {
+			return nodes, err
+		}
+		fd, err := unix.OpenTree(unix.AT_FDCWD, "dev/"+d.name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return nodes, fmt.Errorf("clone /dev/%s: %w", d.name, err)
+		}
+		nodes = append(nodes, &pending{fd: fd, dest: "/dev/" + d.name})
+	}
+	return nodes, nil
+}
+
+func makeNode(in string, d device) error {
+	if err := unix.Mknod(in+d.name, unix.S_IFCHR|0o666, int(unix.Mkdev(d.major, d.minor))); err != nil {
+		return fmt.Errorf("make /dev/%s: %w", d.name, err)
+	}
+	return nil
+}
+
+func makeDevices(nodes []*pending) error {
+	for _, n := range nodes {
+		if f, err := os.OpenFile(n.dest, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666); err == nil {
+			f.Close()
+		}
+		if err := move(n); err != nil {
+			return fmt.Errorf("mount %s: %w", n.dest, err)
+		}
+	}
+	if nodes == nil {
+		for _, d := range devices() {
+			if err := makeNode("/dev/", d); err != nil {
+				return err
+			}
 		}
 	}
 	for _, l := range [][2]string{
@@ -89,36 +178,6 @@ func makeDevices() error {
 	} {
 		if err := unix.Symlink(l[0], l[1]); err != nil {
 			return fmt.Errorf("make %s: %w", l[1], err)
-		}
-	}
-	return nil
-}
-
-// mask hides and protects what docker hides and protects.
-func mask() error {
-	for _, p := range []string{
-		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-		"/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
-		"/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
-	} {
-		err := unix.Mount("/dev/null", p, "", unix.MS_BIND, "")
-		if err == unix.ENOTDIR {
-			err = unix.Mount("tmpfs", p, "tmpfs", rdonly, "size=0k")
-		}
-		if err != nil && err != unix.ENOENT {
-			return fmt.Errorf("mask %s: %w", p, err)
-		}
-	}
-	for _, p := range []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"} {
-		err := unix.Mount(p, p, "", unix.MS_BIND|unix.MS_REC, "")
-		if err == unix.ENOENT {
-			continue
-		}
-		if err == nil {
-			err = unix.Mount("", p, "", unix.MS_BIND|unix.MS_REMOUNT|allThat|rdonly, "")
-		}
-		if err != nil {
-			return fmt.Errorf("make %s read-only: %w", p, err)
 		}
 	}
 	return nil
