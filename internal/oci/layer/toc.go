@@ -50,7 +50,7 @@ func (t *TOC) MarshalBinary() ([]byte, error) {
 			offset = e.Offset
 		}
 	}
-	return binary.BigEndian.AppendUint64(b, xxh3.Hash(b)), nil
+	return binary.BigEndian.AppendUint64(b, tocSum(b)), nil
 }
 
 func appendEntry(b []byte, prev, e *Entry, offset int64, keys *[]string) []byte {
@@ -147,7 +147,7 @@ func (t *TOC) UnmarshalBinary(b []byte) error {
 		return fmt.Errorf("table of contents: not one: %w", oci.ErrCorrupt)
 	}
 	body, sum := b[:len(b)-8], b[len(b)-8:]
-	if binary.BigEndian.Uint64(sum) != xxh3.Hash(body) {
+	if binary.BigEndian.Uint64(sum) != tocSum(body) {
 		return fmt.Errorf("table of contents: checksum mismatch: %w", oci.ErrCorrupt)
 	}
 	if b[len(tocMagic)-1] != tocMagic[len(tocMagic)-1] {
@@ -163,7 +163,9 @@ func (t *TOC) UnmarshalBinary(b []byte) error {
 	if d.bad || n > uint64(len(d.b))/8 || text > n*maxPath {
 		return fmt.Errorf("table of contents: damaged: %w", oci.ErrCorrupt)
 	}
-	out.Entries = make([]Entry, n)
+	if n > 0 {
+		out.Entries = make([]Entry, n)
+	}
 	d.paths = make([]byte, 0, min(text, uint64(len(d.b))*8))
 	d.digests = make([]byte, 0, 71*n)
 	prev := &Entry{}
@@ -295,3 +297,5 @@ func (d *decoder) entry(prev, e *Entry) {
 		}
 	}
 }
+
+func tocSum(b []byte) uint64 { return xxh3.Hash(b) }
