@@ -24,6 +24,8 @@ func (a *App) topLevel() []*cobra.Command {
 		common(a.pullCommand("pull"), 40),
 		common(a.pushCommand("push"), 50),
 		common(a.imagesCommand("images"), 60),
+		common(a.loginCommand(), 70),
+		common(a.logoutCommand(), 80),
 
 		a.historyCommand("history"),
 		a.importCommand("import"),
@@ -34,6 +36,7 @@ func (a *App) topLevel() []*cobra.Command {
 		a.tagCommand("tag"),
 
 		a.imageCommand(),
+		a.registryCommand(),
 	}
 }
 
