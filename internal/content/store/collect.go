@@ -70,7 +70,10 @@ func (s *Store) Collect(ctx context.Context, from ...oci.Digest) (*Freed, error)
 	}
 	err = s.write(ctx, func(t *tx) error { return s.clearAway(t, left, trash) })
 	freed.Bytes += blocks(trash, seen) - ownBlocks(trash)
-	return freed, errors.Join(err, s.failed(trash, removeAll(trash)))
+	if rerr := removeAll(trash); err == nil {
+		err = s.failed(trash, rerr)
+	}
+	return freed, err
 }
 
 // bringOut decides what is dead and deletes its rows.

@@ -28,6 +28,9 @@ func (s *Store) putManifest(ctx context.Context, d oci.Descriptor, r io.Reader) 
 	if err := checkDigest(d.Digest); err != nil {
 		return err
 	}
+	if s.readOnly != "" {
+		return s.cannotWrite(s.readOnly)
+	}
 	known := false
 	err := s.leasing(ctx, d.Digest, func(t *tx) (bool, error) {
 		f, err := s.find(t, d.Digest)

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 
@@ -106,7 +105,10 @@ func (s *Store) pack(ctx context.Context, d oci.Descriptor, mediaType string, c 
 		return err
 	}
 	_, err = io.CopyBuffer(onlyWriter{w}, oci.Verify(readerWith(ctx, r), d), buffer(d.Size))
-	if err = errors.Join(err, w.Close()); err != nil {
+	if cerr := w.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
 		return s.failed(a.path, fmt.Errorf("pack %s: %w", d.Digest, err))
 	}
 	packed := oci.Descriptor{MediaType: mediaType, Digest: digest.NewDigest(digest.SHA256, h), Size: a.n}
