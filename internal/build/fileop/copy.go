@@ -35,6 +35,8 @@ type copier struct {
 	links map[string]string
 	// above are the directories entered and not left, outermost first.
 	above []entered
+	// created are the directories made above dst.
+	created []*inode
 }
 
 type entered struct {
@@ -108,7 +110,7 @@ func (c *copier) setMode(a *pb.FileActionCopy) error {
 // one copies s to where a says: into the directory that dest is or becomes, or
 // to dest itself.
 func (c *copier) one(w *walker, s source, a *pb.FileActionCopy) error {
-	c.links, c.above = map[string]string{}, nil
+	c.links, c.above, c.created = map[string]string{}, nil, nil
 	dir := path.Join("/", a.Dest)
 	if !strings.HasSuffix(a.Dest, "/") && !strings.HasSuffix(a.Dest, "/.") {
 		dir = path.Dir(dir)
@@ -140,7 +142,15 @@ func (c *copier) one(w *walker, s source, a *pb.FileActionCopy) error {
 	if err := c.parents(dir); err != nil {
 		return err
 	}
-	return w.walk("", e, matches{})
+	if err := w.walk("", e, matches{}); err != nil {
+		return err
+	}
+	if c.utime != nil { // what was put into them gave them another
+		for _, i := range c.created {
+			i.e.ModTime = *c.utime
+		}
+	}
+	return nil
 }
 
 // parents makes the directory p and those above it. New ones get the octal
@@ -153,7 +163,9 @@ func (c *copier) parents(p string) error {
 	if c.utime != nil {
 		at = *c.utime
 	}
-	return c.d.mkdirAll(p, m, c.owner, at)
+	all, err := c.d.mkdirAll(p, m, c.owner, at)
+	c.created = append(c.created, all...)
+	return err
 }
 
 func (c *copier) to(rel string) string { return path.Join(c.dst, rel) }

@@ -38,7 +38,8 @@ func (d *Draft) mkdir(a *pb.FileActionMkDir, o *owner) error {
 	}
 	mode := uint32(a.Mode) & 0o777
 	if a.MakeParents {
-		return d.mkdirAll(p, mode, o, d.timeOf(a.Timestamp))
+		_, err := d.mkdirAll(p, mode, o, d.timeOf(a.Timestamp))
+		return err
 	}
 	if d.stat(p) != nil {
 		return nil // whatever it is, as in BuildKit
@@ -48,20 +49,23 @@ func (d *Draft) mkdir(a *pb.FileActionMkDir, o *owner) error {
 }
 
 // mkdirAll makes the directory p, which has no symlinks, and those above it.
-// All that are new get the same attributes, those that exist keep theirs.
-func (d *Draft) mkdirAll(p string, mode uint32, o *owner, at time.Time) error {
+// All that are new get the same attributes, those that exist keep theirs. It
+// returns the new ones.
+func (d *Draft) mkdirAll(p string, mode uint32, o *owner, at time.Time) ([]*inode, error) {
 	e := d.stat(p)
 	switch {
 	case e != nil && e.Type == layer.Dir:
-		return nil
+		return nil, nil
 	case e != nil:
-		return pathError("mkdir", p, syscall.ENOTDIR)
+		return nil, pathError("mkdir", p, syscall.ENOTDIR)
 	}
-	if err := d.mkdirAll(path.Dir(p), mode, o, at); err != nil {
-		return err
+	all, err := d.mkdirAll(path.Dir(p), mode, o, at)
+	if err != nil {
+		return nil, err
 	}
-	_, err := d.put("mkdir", p, made(layer.Dir, mode, o, at))
-	return err
+	i := made(layer.Dir, mode, o, at)
+	_, err = d.put("mkdir", p, i)
+	return append(all, i), err
 }
 
 func (d *Draft) mkfile(a *pb.FileActionMkFile, o *owner) error {

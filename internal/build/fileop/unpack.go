@@ -50,7 +50,7 @@ func (d *Draft) unpack(ctx context.Context, v tree.View, s source, a *pb.FileAct
 	if err != nil {
 		return false, err
 	}
-	if err := d.mkdirAll(dst, defaultDirMode, o, d.timeOf(a.Timestamp)); err != nil {
+	if _, err := d.mkdirAll(dst, defaultDirMode, o, d.timeOf(a.Timestamp)); err != nil {
 		return false, err
 	}
 	u := &unpacker{d: d, dst: dst, owner: o, at: statter(d.stat).under(dst)}
@@ -137,7 +137,7 @@ func (u *unpacker) place(name string) (string, error) {
 		return "", err
 	}
 	dir = path.Join(u.dst, dir)
-	if err := u.d.mkdirAll(dir, defaultDirMode, nil, u.d.now); err != nil {
+	if _, err := u.d.mkdirAll(dir, defaultDirMode, nil, u.d.now); err != nil {
 		return "", err
 	}
 	return path.Join(dir, path.Base(slash(name))), nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/patternmatcher"
@@ -18,12 +19,13 @@ import (
 type source struct {
 	name string // as named, before symlinks: gives the name of the copy
 	at   string // where it lies in the view
+	dot  bool   // named as "x/.": has no name of its own
 }
 
 // base is the name that the copy has in an existing directory; "." if it is
 // that directory.
 func (s source) base() string {
-	if b := path.Base(slash(s.name)); b != "/" {
+	if b := path.Base(slash(s.name)); b != "/" && !s.dot {
 		return b
 	}
 	return "."
@@ -44,7 +46,7 @@ func sources(v tree.View, a *pb.FileActionCopy) ([]source, error) {
 		if err != nil {
 			return nil, err
 		}
-		out[i] = source{n, at}
+		out[i] = source{n, at, !a.AllowWildcard && strings.HasSuffix(a.Src, "/.")}
 	}
 	return out, nil
 }
