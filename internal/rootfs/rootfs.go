@@ -42,6 +42,8 @@ type Root struct {
 	Lowers []string
 	// Upper and Work take the writes; both empty means read-only.
 	Upper, Work string
+
+	scratch string // what Prepare made to put the two in
 }
 
 // Prepare returns the root of layers (diffIDs, lowest first), unpacking what
@@ -62,7 +64,7 @@ func Prepare(ctx context.Context, s *store.Store, layers []oci.Digest) (*Root, e
 	if err != nil {
 		return nil, fmt.Errorf("prepare root: %w", err)
 	}
-	r := &Root{Lowers: lowers, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")}
+	r := &Root{Lowers: lowers, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"), scratch: dir}
 	for _, d := range []string{r.Upper, r.Work} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			return nil, fmt.Errorf("prepare root: %w", noSpace(err))
@@ -136,9 +138,8 @@ func Commit(ctx context.Context, s *store.Store, r *Root) (*layer.TOC, error) {
 // discard removes what a root that is not used any more has on the disk, if
 // Prepare made it. What cannot be removed goes with the lease.
 func (r *Root) discard() {
-	dir := filepath.Dir(r.Upper)
-	if r.Upper == filepath.Join(dir, "upper") && r.Work == filepath.Join(dir, "work") {
-		os.RemoveAll(dir)
+	if r.scratch != "" {
+		os.RemoveAll(r.scratch)
 	}
 	r.Upper, r.Work = "", ""
 }

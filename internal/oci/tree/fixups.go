@@ -83,8 +83,8 @@ func comparePaths(a, b string) int {
 // Misplaced tells whether layer i cannot be unpacked on its own, because some
 // of it does not lie where its tar says: it writes through a symlink of a layer
 // below it (its tar names lib/x, while lib is a symlink to usr/lib there), has
-// a hard link to a file of a layer below it, or a whiteout below something that
-// is no directory. Such a layer has no tree of its own: it must be unpacked
+// a hard link to a file of a layer below it, or a whiteout where there is no
+// directory to hide something in. Such a layer has no tree of its own: it must be unpacked
 // for this stack, from what Layer lists.
 func (s *Stack) Misplaced(i int) bool { return s.slots[i].index().misplaced }
 

@@ -96,6 +96,10 @@ type builder struct {
 	lastPath string
 	lastDir  int32
 	pending  []pendingLink
+	borrowed map[spot]int32 // files of layers below that hard links name
+	// whiteVoid is what hidesNothing said of whiteDir.
+	whiteDir  string
+	whiteVoid bool
 }
 
 type pendingLink struct {
@@ -376,6 +380,10 @@ func (b *builder) parent(dir string) int32 {
 				target, follow = e.Link, true
 			}
 		}
+		if follow && links == maxLinks { // a loop: then none is followed
+			rest, cur, links = dir, 0, maxLinks+1
+			continue
+		}
 		if follow && links < maxLinks {
 			links++
 			if strings.HasPrefix(target, "/") {
@@ -445,32 +453,14 @@ func (b *builder) mark(e *layer.Entry) {
 	dir, base := split(p)
 	if e.Type == layer.Opaque {
 		dir, base = p, ""
+	} else if b.hidesNothing(dir) {
+		b.misplaced = b.misplaced || b.find(p) == 0
+		return
 	}
-	cur := int32(0)
-	for rest := dir; rest != "" && rest != "."; {
-		name := rest
-		if i := strings.IndexByte(rest, '/'); i >= 0 {
-			name, rest = rest[:i], rest[i+1:]
-		} else {
-			rest = ""
-		}
-		c, ok := b.child(cur, name)
-		if !ok || !b.nodes[c].present() {
-			q := join(b.path(cur), name)
-			below := b.lookBelow(q)
-			if b.whited[q] || below != nil && below.Type != layer.Dir {
-				b.misplaced = true
-				return
-			}
-			if !ok {
-				c = b.newChild(cur, name)
-			}
-			b.imply(c)
-		} else if !b.nodes[c].dir {
-			b.misplaced = true
-			return
-		}
-		cur = c
+	cur, ok := b.carrier(dir)
+	if !ok {
+		b.misplaced = true
+		return
 	}
 	if e.Type == layer.Opaque {
 		b.nodes[cur].opaque = true
@@ -485,4 +475,52 @@ func (b *builder) mark(e *layer.Entry) {
 		c = b.newChild(cur, base)
 	}
 	b.nodes[c].hides = true
+}
+
+// carrier returns the directory dir for a mark, made if the layer does not have
+// it; false if something there is no directory, or removed by the layer.
+func (b *builder) carrier(dir string) (int32, bool) {
+	if dir == "." {
+		return 0, true
+	}
+	for i := 0; i <= len(dir); i++ {
+		if i < len(dir) && dir[i] != '/' {
+			continue
+		}
+		q := dir[:i]
+		if n := b.find(q); n != 0 {
+			if !b.nodes[n].dir {
+				return 0, false
+			}
+		} else if below := b.lookBelow(q); b.whited[q] || below != nil && below.Type != layer.Dir {
+			return 0, false
+		}
+	}
+	cur := int32(0)
+	for name := range strings.SplitSeq(dir, "/") {
+		c, ok := b.child(cur, name)
+		if !ok {
+			c = b.newChild(cur, name)
+		}
+		if !b.nodes[c].present() {
+			b.imply(c)
+		}
+		cur = c
+	}
+	return cur, true
+}
+
+// hidesNothing tells whether a whiteout in directory dir has nothing to hide,
+// because no layer below has that directory. It must not be in the tree then:
+// in a directory that it does not merge, overlayfs lists a whiteout as a name
+// that cannot be opened.
+func (b *builder) hidesNothing(dir string) bool {
+	if dir == "." {
+		return false
+	}
+	if dir != b.whiteDir {
+		below := b.lookBelow(dir)
+		b.whiteDir, b.whiteVoid = dir, b.opaques[dir] || below == nil || below.Type != layer.Dir
+	}
+	return b.whiteVoid
 }

@@ -21,7 +21,7 @@ func (b *builder) link(n int32, e *layer.Entry, last bool) {
 		return
 	case t > 0:
 	case at.kind == kindFile && at.entry().Type != layer.HardLink:
-		b.borrow(n, at)
+		b.borrow(n, at, e)
 		return
 	}
 	b.set(n, e, false)
@@ -54,13 +54,24 @@ func (b *builder) share(n, t int32, e *layer.Entry) {
 }
 
 // borrow makes n a regular file of its own with what the layers below have.
-func (b *builder) borrow(n int32, at place) {
+// Further links to the same are links to n.
+func (b *builder) borrow(n int32, at place, e *layer.Entry) {
 	b.misplaced = true
+	if t, ok := b.borrowed[at.at]; ok && t != n {
+		if from, ok := b.origin[t]; ok && from == at.origin() {
+			b.share(n, t, e)
+			return
+		}
+	}
 	c := *at.entry()
 	c.Path = b.path(n)
 	b.set(n, &c, false)
 	if c.Type == layer.Regular {
 		b.from(n, at.origin())
+		if b.borrowed == nil {
+			b.borrowed = make(map[spot]int32)
+		}
+		b.borrowed[at.at] = n
 	}
 }
 
@@ -71,11 +82,11 @@ func (b *builder) from(n int32, o origin) {
 	b.origin[n] = o
 }
 
-// target finds what a hard link names: a node of this layer, or a place below.
-// Symlinks among its parents are followed, one at its end is not.
+// target finds what a hard link names: a node of this layer, or else a place
+// below. Symlinks among its parents are followed, one at its end is not.
 func (b *builder) target(p string) (int32, place) {
-	rest, cur, links := p, int32(0), 0
-	for rest != "" {
+	cur, links := ".", 0
+	for rest := p; rest != ""; {
 		name := rest
 		if i := strings.IndexByte(rest, '/'); i >= 0 {
 			name, rest = rest[:i], strings.TrimLeft(rest[i:], "/")
@@ -86,45 +97,55 @@ func (b *builder) target(p string) (int32, place) {
 		case "", ".":
 			continue
 		case "..":
-			cur = b.nodes[cur].parent
+			if cur != "." {
+				cur, _ = split(cur)
+			}
 			continue
 		}
-		c, ok := b.child(cur, name)
-		if !ok || !b.nodes[c].present() {
-			return 0, b.targetBelow(join(b.path(cur), name), rest)
-		}
+		cur = join(cur, name)
+		n := b.find(cur)
 		if rest == "" {
-			return c, place{}
+			if n != 0 || len(b.below) == 0 || b.hidden(cur) {
+				return n, place{}
+			}
+			return 0, lookup(b.below, cur)
 		}
-		nd := &b.nodes[c]
-		if !nd.dir {
-			if nd.entry == nil || nd.entry.Type != layer.Symlink || links == maxLinks {
-				return 0, place{}
-			}
-			links++
-			if strings.HasPrefix(nd.entry.Link, "/") {
-				cur = 0
-			}
-			rest = nd.entry.Link + "/" + rest
+		var e *layer.Entry
+		if n != 0 {
+			e = b.nodes[n].entry
+		} else {
+			e = b.lookBelow(cur)
+		}
+		if e == nil || e.Type != layer.Symlink {
 			continue
 		}
-		cur = c
+		if links++; links > maxLinks {
+			return 0, place{}
+		}
+		cur, _ = split(cur)
+		if strings.HasPrefix(e.Link, "/") {
+			cur = "."
+		}
+		rest = e.Link + "/" + rest
 	}
 	return 0, place{}
 }
 
-// targetBelow continues target in the layers below, from p on.
-func (b *builder) targetBelow(p, rest string) place {
-	if rest != "" {
-		p += "/" + rest
+// find returns the layer's own node at p, 0 if it has none.
+func (b *builder) find(p string) int32 {
+	cur := int32(0)
+	for rest := p; rest != ""; {
+		name := rest
+		if i := strings.IndexByte(rest, '/'); i >= 0 {
+			name, rest = rest[:i], rest[i+1:]
+		} else {
+			rest = ""
+		}
+		c, ok := b.child(cur, name)
+		if !ok || !b.nodes[c].present() {
+			return 0
+		}
+		cur = c
 	}
-	if len(b.below) == 0 || b.hidden(p) {
-		return place{}
-	}
-	v := &Stack{slots: b.below}
-	q, err := Resolve(v, p, false)
-	if err != nil || b.hidden(q) {
-		return place{}
-	}
-	return lookup(b.below, q)
+	return cur
 }

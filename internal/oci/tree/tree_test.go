@@ -178,7 +178,7 @@ func TestStack(t *testing.T) {
 	}, {
 		"a layer that names a directory itself replaces the symlink below",
 		[][]string{{"d usr", "d usr/lib", "f usr/lib/k k", "l lib usr/lib"}, {"f lib/x x", "d lib", "o lib", "w lib/z"}},
-		lines{"d . -", "d lib", "f lib/x x", "d usr", "d usr/lib", "f usr/lib/k k"}, 0,
+		lines{"d . -", "d lib", "f lib/x x", "d usr", "d usr/lib", "f usr/lib/k k"}, 2,
 	}, {
 		"whiteouts do not follow a symlink below (stereoscope#694), nor go below a file (kaniko#2308)",
 		[][]string{{"d usr", "f usr/k k", "l lib usr", "f f f"}, {"w lib/k", "o lib", "w f/x", "o f"}},
