@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -85,13 +87,15 @@ func Copy(ctx context.Context, dst Sink, to ref.Ref, src Source, from ref.Ref, o
 	if _, ok := dst.(OrderedSink); ok {
 		opt.Parallel = 1
 	}
-	c := &copier{src: src, dst: dst, to: to, from: from, opt: opt, slots: make(chan struct{}, opt.Parallel), blobs: map[oci.Digest]*blobResult{}}
+	c := &copier{src: src, dst: dst, to: to, from: from, opt: opt, slots: make(chan struct{}, opt.Parallel), done: map[oci.Digest]*result{}}
+	ctx, c.cancel = context.WithCancelCause(ctx)
+	defer c.cancel(nil)
 	d, err := src.Resolve(ctx, from)
 	if err != nil {
 		return oci.Descriptor{}, sourceErr(err)
 	}
 	c.event(Event{Kind: Resolved, Descriptor: d})
-	d, err = c.manifest(ctx, d)
+	d, err = c.manifest(ctx, d, maxDepth)
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
@@ -109,14 +113,40 @@ type copier struct {
 	opt      CopyOptions
 	slots    chan struct{}
 
-	mu    sync.Mutex
-	blobs map[oci.Digest]*blobResult // one transfer for each digest, however often it is named
+	// cancel ends everything when one transfer fails, with that failure as the
+	// cause: what else ends because of it is not what people need to know.
+	cancel context.CancelCauseFunc
+
+	mu   sync.Mutex
+	done map[oci.Digest]*result // one copy of each digest, however often it is named
 }
 
-type blobResult struct {
+// maxDepth bounds indexes in indexes; nobody nests them deeper than two.
+const maxDepth = 8
+
+// maxMounts bounds the repositories that are asked for a blob before it is sent.
+const maxMounts = 4
+
+type result struct {
 	once sync.Once
 	d    oci.Descriptor
 	err  error
+}
+
+// once runs fn for the first who asks for d; all others get its result.
+func (c *copier) once(d oci.Descriptor, fn func() (oci.Descriptor, error)) (oci.Descriptor, error) {
+	c.mu.Lock()
+	r := c.done[d.Digest]
+	if r == nil {
+		r = new(result)
+		c.done[d.Digest] = r
+	}
+	c.mu.Unlock()
+	r.once.Do(func() { r.d, r.err = fn() })
+	if r.d.Digest == d.Digest { // the same bytes, named by another descriptor
+		return d, r.err
+	}
+	return r.d, r.err
 }
 
 func (c *copier) event(e Event) {
@@ -125,19 +155,38 @@ func (c *copier) event(e Event) {
 	}
 }
 
-// group runs the copies of what a manifest or index names. One with Parallel 1
-// runs them in order, each to its end.
-func (c *copier) group(ctx context.Context) (*errgroup.Group, context.Context) {
-	g, ctx := errgroup.WithContext(ctx)
-	if c.opt.Parallel == 1 {
-		g.SetLimit(1)
+// each copies what a manifest or index names, Parallel at a time; one at a time
+// in their order. It returns what they became.
+func (c *copier) each(ctx context.Context, ds []oci.Descriptor, copyOne func(oci.Descriptor) (oci.Descriptor, error)) ([]oci.Descriptor, error) {
+	copied := make([]oci.Descriptor, len(ds))
+	var g errgroup.Group
+	g.SetLimit(c.opt.Parallel)
+	for i, d := range ds {
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			var err error
+			if copied[i], err = copyOne(d); err != nil {
+				c.cancel(err)
+				return context.Cause(ctx)
+			}
+			return nil
+		})
 	}
-	return g, ctx
+	return copied, g.Wait()
 }
 
 // manifest copies d, an index or manifest, with all below it, and returns what
 // it became at the destination.
-func (c *copier) manifest(ctx context.Context, d oci.Descriptor) (oci.Descriptor, error) {
+func (c *copier) manifest(ctx context.Context, d oci.Descriptor, depth int) (oci.Descriptor, error) {
+	return c.once(d, func() (oci.Descriptor, error) { return c.copyManifest(ctx, d, depth) })
+}
+
+func (c *copier) copyManifest(ctx context.Context, d oci.Descriptor, depth int) (oci.Descriptor, error) {
+	if depth == 0 {
+		return d, sourceErr(fmt.Errorf("%s: indexes are nested deeper than %d: %w", d.Digest, maxDepth, oci.ErrInvalid))
+	}
 	body, err := c.read(ctx, d)
 	if err != nil {
 		return d, err
@@ -149,7 +198,7 @@ func (c *copier) manifest(ctx context.Context, d oci.Descriptor) (oci.Descriptor
 	}
 	switch {
 	case oci.IsIndex(d.MediaType):
-		return c.index(ctx, d, body, children)
+		return c.index(ctx, d, body, children, depth)
 	case oci.IsManifest(d.MediaType):
 		return c.image(ctx, d, body, children)
 	}
@@ -176,40 +225,53 @@ func (c *copier) put(ctx context.Context, d oci.Descriptor, body []byte) error {
 	return nil
 }
 
-func (c *copier) index(ctx context.Context, d oci.Descriptor, body []byte, children []oci.Descriptor) (oci.Descriptor, error) {
+func (c *copier) index(ctx context.Context, d oci.Descriptor, body []byte, children []oci.Descriptor, depth int) (oci.Descriptor, error) {
 	chosen, err := c.choose(ctx, d, children)
 	if err != nil {
 		return d, err
 	}
-	copied := make([]oci.Descriptor, len(chosen))
-	g, gctx := c.group(ctx)
-	for i, child := range chosen {
-		g.Go(func() (err error) {
-			copied[i], err = c.manifest(gctx, child)
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
+	copied, err := c.each(ctx, chosen, func(child oci.Descriptor) (oci.Descriptor, error) {
+		return c.manifest(ctx, child, depth-1)
+	})
+	if err != nil {
 		return d, err
 	}
 	_, sparse := c.dst.(SparseSink)
+	became := map[oci.Digest]oci.Descriptor{}
 	changed := false
 	for i := range chosen {
+		became[chosen[i].Digest] = copied[i]
 		changed = changed || copied[i].Digest != chosen[i].Digest
 	}
 	switch {
-	case !changed && (len(chosen) == len(children) || sparse):
+	case !changed && (sparse || len(became) == len(dedupe(children))):
 		return d, c.put(ctx, d, body)
-	case len(copied) == 1:
+	case len(became) == 1:
 		return copied[0], nil
 	}
 	var ix oci.Index
 	if err := json.Unmarshal(body, &ix); err != nil {
 		return d, sourceErr(err)
 	}
-	ix.Manifests = copied
+	ix.Manifests = nil
+	for _, child := range children {
+		now, ok := became[child.Digest]
+		if !ok {
+			continue
+		}
+		// An attestation names the image that it is about.
+		if about, ok := became[oci.Digest(child.Annotations[attestationSubject])]; ok {
+			child.Annotations = maps.Clone(child.Annotations)
+			child.Annotations[attestationSubject] = string(about.Digest)
+		}
+		child.MediaType, child.Digest, child.Size = now.MediaType, now.Digest, now.Size
+		ix.Manifests = append(ix.Manifests, child)
+	}
 	return c.putJSON(ctx, d, ix)
 }
+
+// attestationSubject is BuildKit's annotation of an attestation in an index.
+const attestationSubject = "vnd.docker.reference.digest"
 
 // choose picks the children of an index to copy: those of the platforms asked
 // for, or all that the source has.
@@ -259,15 +321,10 @@ func dedupe(ds []oci.Descriptor) []oci.Descriptor {
 }
 
 func (c *copier) image(ctx context.Context, d oci.Descriptor, body []byte, children []oci.Descriptor) (oci.Descriptor, error) {
-	copied := make([]oci.Descriptor, len(children))
-	g, gctx := c.group(ctx)
-	for i, child := range children {
-		g.Go(func() (err error) {
-			copied[i], err = c.blob(gctx, child)
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
+	copied, err := c.each(ctx, children, func(child oci.Descriptor) (oci.Descriptor, error) {
+		return c.blob(ctx, child)
+	})
+	if err != nil {
 		return d, err
 	}
 	changed := false
@@ -299,26 +356,15 @@ func (c *copier) putJSON(ctx context.Context, old oci.Descriptor, v any) (oci.De
 
 // blob copies one config or layer, once for each digest.
 func (c *copier) blob(ctx context.Context, d oci.Descriptor) (oci.Descriptor, error) {
-	c.mu.Lock()
-	r := c.blobs[d.Digest]
-	if r == nil {
-		r = new(blobResult)
-		c.blobs[d.Digest] = r
-	}
-	c.mu.Unlock()
-	r.once.Do(func() {
+	return c.once(d, func() (oci.Descriptor, error) {
 		select {
 		case c.slots <- struct{}{}:
 			defer func() { <-c.slots }()
-			r.d, r.err = c.transfer(ctx, d)
+			return c.transfer(ctx, d)
 		case <-ctx.Done():
-			r.err = ctx.Err()
+			return d, context.Cause(ctx)
 		}
 	})
-	if r.d.Digest == d.Digest { // the same bytes, named by another descriptor
-		return d, r.err
-	}
-	return r.d, r.err
 }
 
 func (c *copier) transfer(ctx context.Context, d oci.Descriptor) (oci.Descriptor, error) {
@@ -342,7 +388,7 @@ func (c *copier) transfer(ctx context.Context, d oci.Descriptor) (oci.Descriptor
 	}
 	if from, ok := c.mount(ctx, d); ok {
 		c.event(Event{Kind: Mounted, Descriptor: d, DiffID: plain, Current: d.Size, From: from})
-		return d, nil
+		return d, c.recordOrigin(ctx, d)
 	}
 	ev(Started, 0)
 	var err error
@@ -350,6 +396,9 @@ func (c *copier) transfer(ctx context.Context, d oci.Descriptor) (oci.Descriptor
 		err = c.resume(ctx, resumer, d, ev)
 	} else {
 		err = c.putBlob(ctx, d, ev)
+	}
+	if errors.Is(err, oci.ErrNotFound) && strings.Contains(d.MediaType, ".foreign.") {
+		err = sourceErr(fmt.Errorf("layer %s is a foreign one (%s), which registries do not hold: %w", d.Digest, d.MediaType, oci.ErrUnsupported))
 	}
 	if err != nil {
 		return d, err
@@ -359,14 +408,17 @@ func (c *copier) transfer(ctx context.Context, d oci.Descriptor) (oci.Descriptor
 }
 
 // recordOrigin remembers on both ends that the remote repository holds d, so
-// that a later push to its registry can mount it.
+// that a later push to its registry can mount it. A place that knows no mounts,
+// such as an archive, is no origin, whatever its images are called.
 func (c *copier) recordOrigin(ctx context.Context, d oci.Descriptor) error {
-	if rec, ok := c.dst.(OriginRecorder); ok {
+	_, fromRegistry := c.src.(Mounter)
+	_, toRegistry := c.dst.(Mounter)
+	if rec, ok := c.dst.(OriginRecorder); ok && fromRegistry {
 		if err := rec.RecordOrigin(ctx, c.from, d); err != nil {
 			return sinkErr(err)
 		}
 	}
-	if rec, ok := c.src.(OriginRecorder); ok {
+	if rec, ok := c.src.(OriginRecorder); ok && toRegistry {
 		if err := rec.RecordOrigin(ctx, c.to, d); err != nil {
 			return sourceErr(err)
 		}
@@ -385,10 +437,12 @@ func (c *copier) mount(ctx context.Context, d oci.Descriptor) (ref.Ref, bool) {
 	if lister, ok := c.src.(OriginLister); ok {
 		origins, _ = lister.Origins(ctx, d)
 	}
+	asked := 0
 	for _, from := range append(origins, c.from) {
-		if from.Domain != c.to.Domain || from.Path == c.to.Path {
+		if from.Domain != c.to.Domain || from.Path == c.to.Path || asked == maxMounts {
 			continue
 		}
+		asked++
 		if ok, err := mounter.Mount(ctx, d, from); err == nil && ok {
 			return from, true
 		}
@@ -413,17 +467,29 @@ func (c *copier) putBlob(ctx context.Context, d oci.Descriptor, ev func(EventKin
 	return nil
 }
 
-// resume continues an unfinished copy where it stopped. A source that cannot
-// start in the middle starts again.
+// resume continues an unfinished copy where it stopped. What an earlier attempt
+// left may be damaged (a power cut, another source): then it starts again.
 func (c *copier) resume(ctx context.Context, resumer Resumer, d oci.Descriptor, ev func(EventKind, int64)) error {
-	p, err := resumer.Resume(ctx, d)
-	if errors.Is(err, oci.ErrConflict) { // another process fetches it; fetch it for ourselves
-		return c.putBlob(ctx, d, ev)
+	for {
+		p, err := resumer.Resume(ctx, d)
+		if errors.Is(err, oci.ErrConflict) { // another process fetches it; fetch it for ourselves
+			return c.putBlob(ctx, d, ev)
+		}
+		if err != nil {
+			return sinkErr(err)
+		}
+		resumed := p.Offset() > 0
+		err = c.fill(ctx, p, d, ev)
+		p.Close()
+		if !resumed || !errors.Is(err, oci.ErrCorrupt) {
+			return err
+		}
 	}
-	if err != nil {
-		return sinkErr(err)
-	}
-	defer p.Close()
+}
+
+// fill completes a partial blob and commits it. A source that cannot start in
+// the middle starts again.
+func (c *copier) fill(ctx context.Context, p Partial, d oci.Descriptor, ev func(EventKind, int64)) (err error) {
 	if p.Offset() > d.Size {
 		if err := p.Reset(); err != nil {
 			return sinkErr(err)
@@ -451,8 +517,8 @@ func (c *copier) resume(ctx context.Context, resumer Resumer, d oci.Descriptor, 
 		defer r.Close()
 		src := &sourceReader{r: r, n: p.Offset(), moved: func(n int64) { ev(Progressed, n) }}
 		// One byte more than promised is enough to know that the source lies.
-		n, err := io.Copy(p, io.LimitReader(src, d.Size-p.Offset()+1))
-		_ = n
+		// Eight times io.Copy's buffer: fewer reads of the socket and writes.
+		_, err := io.CopyBuffer(p, io.LimitReader(src, d.Size-p.Offset()+1), make([]byte, 256<<10))
 		if src.err != nil {
 			return sourceErr(src.err)
 		}
