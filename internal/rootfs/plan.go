@@ -2,9 +2,12 @@ package rootfs
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 
@@ -29,7 +32,9 @@ type plan struct {
 	// refused are the errors of layers that could not be unpacked on their own,
 	// which is none if the layer turns out to be misplaced.
 	refused []error
-	stack   *tree.Stack
+	// plain are files with the plain tars of refused layers.
+	plain map[oci.Digest]string
+	stack *tree.Stack
 }
 
 // unpack has every layer's tree and table of contents made, side by side:
@@ -67,8 +72,53 @@ func (p *plan) unpack(ctx context.Context) error {
 	return nil
 }
 
+// open reads a file's content. A layer that cannot be unpacked on its own is
+// read from its plain tar, kept aside in the lease for this purpose.
 func (p *plan) open(ctx context.Context, i int, e *layer.Entry) (io.ReadCloser, error) {
-	return p.store.OpenFile(ctx, p.ids[i], e)
+	if p.refused[i] == nil {
+		return p.store.OpenFile(ctx, p.ids[i], e)
+	}
+	if e.Offset < 0 {
+		return nil, fmt.Errorf("sparse file %s: %w", e.Path, p.refused[i])
+	}
+	path, ok := p.plain[p.ids[i]]
+	if !ok {
+		var err error
+		if path, err = p.spool(ctx, i); err != nil {
+			return nil, err
+		}
+		p.plain[p.ids[i]] = path
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(f, e.Offset, e.Size), f}, nil
+}
+
+func (p *plan) spool(ctx context.Context, i int) (string, error) {
+	dir, err := p.store.Scratch(ctx)
+	if err != nil {
+		return "", err
+	}
+	toc := p.tocs[i]
+	r, err := p.store.Open(ctx, oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: toc.DiffID, Size: toc.Size})
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	f, err := os.Create(filepath.Join(dir, "layer.tar"))
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(f, r)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return "", noSpace(err)
+	}
+	return f.Name(), nil
 }
 
 // lowers lists the trees of the root, the topmost first.
@@ -93,7 +143,12 @@ func (p *plan) lowers(ctx context.Context) ([]string, error) {
 	}
 	// The root alone needs no fixup: the upper directory is dressed as it.
 	if len(fixups) > 1 || len(fixups) == 1 && fixups[0].Path != "." {
-		dir, err := p.make(ctx, fixups, nil)
+		// A few directories: made faster than remembered.
+		id, err := p.write(ctx, fixups, nil)
+		dir := ""
+		if err == nil {
+			dir, err = p.store.Tree(ctx, id)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("lay directories over the layers: %w", err)
 		}
@@ -120,9 +175,11 @@ func once(dirs []string) []string {
 
 // place makes the tree of layer i with its entries where they lie in the stack.
 func (p *plan) place(ctx context.Context, i int) (string, error) {
-	// Whatever layer i has is visible in the stack that ends with it.
-	part := tree.New(p.tocs[:i+1], p.open)
-	dir, err := p.make(ctx, part.Layer(i), part)
+	dir, err := p.made(ctx, "place", p.ids[:i+1], func() ([]layer.Entry, tree.View, error) {
+		// Whatever layer i has is visible in the stack that ends with it.
+		part := tree.New(p.tocs[:i+1], p.open)
+		return part.Layer(i), part, nil
+	})
 	if err != nil {
 		return "", fmt.Errorf("unpack layer %s, which writes through layers below it: %w", p.ids[i], err)
 	}
@@ -131,19 +188,54 @@ func (p *plan) place(ctx context.Context, i int) (string, error) {
 
 // flatten makes one tree of all layers.
 func (p *plan) flatten(ctx context.Context) ([]string, error) {
-	entries, err := p.stack.Entries(".")
-	if err != nil {
-		return nil, err
-	}
-	dir, err := p.make(ctx, entries, p.stack)
+	dir, err := p.made(ctx, "flatten", p.ids, func() ([]layer.Entry, tree.View, error) {
+		entries, err := p.stack.Entries(".")
+		return entries, p.stack, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("merge %d layers, more than overlayfs takes: %w", len(p.ids), err)
 	}
 	return []string{dir}, nil
 }
 
-// make stores entries as a layer, with contents from v, and returns its tree.
-func (p *plan) make(ctx context.Context, entries []layer.Entry, v tree.View) (string, error) {
+// bucket is where the layers that this package makes up are remembered: a
+// record's key is what it was made of, its value the diffID. A record holds
+// nothing: once the layer has been collected it is made again.
+const bucket = "rootfs"
+
+// made returns the tree of the layer that fn lists, of which the contents may
+// be large, made now if it was not made before for the same layers.
+func (p *plan) made(ctx context.Context, kind string, ids []oci.Digest, fn func() ([]layer.Entry, tree.View, error)) (string, error) {
+	h := sha256.New()
+	for _, id := range ids {
+		fmt.Fprintln(h, id)
+	}
+	key := fmt.Sprintf("%s-%x", kind, h.Sum(nil))
+	rec, err := p.store.GetRecord(ctx, bucket, key)
+	if err == nil {
+		dir, err := p.store.Tree(ctx, oci.Digest(rec.Value))
+		if err == nil || !errors.Is(err, oci.ErrNotFound) {
+			return dir, err
+		}
+	} else if !errors.Is(err, oci.ErrNotFound) {
+		return "", err
+	}
+	entries, v, err := fn()
+	if err != nil {
+		return "", err
+	}
+	id, err := p.write(ctx, entries, v)
+	if err != nil {
+		return "", err
+	}
+	if err := p.store.PutRecord(ctx, store.Record{Bucket: bucket, Key: key, Value: []byte(id)}); err != nil {
+		return "", err
+	}
+	return p.store.Tree(ctx, id)
+}
+
+// write stores entries as a layer, with contents from v.
+func (p *plan) write(ctx context.Context, entries []layer.Entry, v tree.View) (oci.Digest, error) {
 	w, err := p.store.NewLayer(ctx)
 	if err != nil {
 		return "", err
@@ -153,7 +245,7 @@ func (p *plan) make(ctx context.Context, entries []layer.Entry, v tree.View) (st
 		if err := ctx.Err(); err != nil {
 			return "", err
 		}
-		if err := write(ctx, w.Writer, &entries[i], v); err != nil {
+		if err := writeEntry(ctx, w.Writer, &entries[i], v); err != nil {
 			return "", err
 		}
 	}
@@ -161,10 +253,10 @@ func (p *plan) make(ctx context.Context, entries []layer.Entry, v tree.View) (st
 	if err != nil {
 		return "", err
 	}
-	return p.store.Tree(ctx, toc.DiffID)
+	return toc.DiffID, nil
 }
 
-func write(ctx context.Context, w *layer.Writer, e *layer.Entry, v tree.View) error {
+func writeEntry(ctx context.Context, w *layer.Writer, e *layer.Entry, v tree.View) error {
 	if e.Type != layer.Regular || e.Size == 0 {
 		return w.Write(*e, nil)
 	}

@@ -52,7 +52,7 @@ type Root struct {
 // layers gives an empty root. No directory is twice in Lowers, which overlayfs
 // would refuse, though a layer may be twice in layers.
 func Prepare(ctx context.Context, s *store.Store, layers []oci.Digest) (*Root, error) {
-	p := &plan{store: s, ids: layers}
+	p := &plan{store: s, ids: layers, plain: map[oci.Digest]string{}}
 	if err := p.unpack(ctx); err != nil {
 		return nil, fmt.Errorf("prepare root: %w", err)
 	}

@@ -16,7 +16,7 @@ func (s *Stack) Fixups() ([]layer.Entry, error) {
 	found := make(map[string]*layer.Entry)
 	note := func(p string) {
 		pl := lookup(s.slots, p)
-		if pl.kind != kindDir || pl.dirs[0].node().entry != nil || found[p] != nil {
+		if pl.kind != kindDir || len(pl.dirs) == 0 || pl.dirs[0].node().entry != nil || found[p] != nil {
 			return
 		}
 		stated := pl.stated != nil || slices.ContainsFunc(pl.dirs, func(d spot) bool { return d.node().entry != nil })

@@ -143,6 +143,20 @@ func TestDiffOfModels(t *testing.T) {
 	}
 }
 
+// FROM scratch: a stack of no layers is an empty root.
+func TestEmptyStack(t *testing.T) {
+	s := New(nil, nil)
+	if got := show(t, s); fmt.Sprint(got) != "[d . -]" {
+		t.Error(got)
+	}
+	if f, err := s.Fixups(); len(f) != 0 || err != nil || s.Base() != 0 {
+		t.Error(f, err, s.Base())
+	}
+	if e, err := s.Entries("."); len(e) != 1 || err != nil {
+		t.Error(e, err)
+	}
+}
+
 // bigTOC is like a real layer of 20,000 files.
 func bigTOC() *layer.TOC {
 	t := &layer.TOC{}
