@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/layer"
@@ -90,7 +91,7 @@ func (s *Store) lookup(ctx context.Context, d oci.Digest) (f form, err error) {
 func (s *Store) settle(ctx context.Context, d oci.Digest, f form) (again bool, err error) {
 	switch {
 	case f.kind == formBlob && f.stale:
-		return true, s.verifyBlob(ctx, d, f.size)
+		return s.readOnly == "", s.verifyBlob(ctx, d, f.size)
 	case f.kind == formBlob:
 		fi, err := os.Lstat(s.blobPath(d))
 		if err == nil && fi.Size() == f.size {
@@ -101,7 +102,7 @@ func (s *Store) settle(ctx context.Context, d oci.Digest, f form) (again bool, e
 		}
 		return true, s.dropBlob(ctx, d)
 	case f.kind == formTree && f.stale:
-		return true, s.verifyTree(ctx, d)
+		return s.readOnly == "", s.verifyTree(ctx, d)
 	case f.kind == formPacked:
 		pf := form{kind: formBlob}
 		err := s.read(ctx, func(t *tx) (err error) {
@@ -125,10 +126,10 @@ func (s *Store) verifyBlob(ctx context.Context, d oci.Digest, size int64) error 
 		f.Close()
 	}
 	if err == nil {
-		s.noteSynced(d)
 		if s.readOnly != "" {
-			return nil
+			return nil // and once more the next time
 		}
+		s.noteSynced(d)
 		return s.write(ctx, func(*tx) error { return nil })
 	}
 	if !errors.Is(err, oci.ErrCorrupt) && !errors.Is(err, fs.ErrNotExist) {
@@ -349,8 +350,9 @@ func (s *Store) Has(ctx context.Context, d oci.Descriptor) (bool, error) {
 			}
 			continue
 		}
-		// Content of another length is not what d names.
-		return f.size < 0 || d.Size < 0 || f.size == d.Size, nil
+		// Content of another length is not what d names. A bare digest, which
+		// is not a descriptor from anywhere, says nothing of the length.
+		return f.size < 0 || f.size == d.Size || d.Size == 0 && d.MediaType == "", nil
 	}
 }
 
@@ -392,6 +394,9 @@ func (s *Store) Put(ctx context.Context, d oci.Descriptor, r io.Reader) error {
 func (s *Store) admit(ctx context.Context, a *aside, d oci.Descriptor, also func(*tx) error) error {
 	path := s.blobPath(d.Digest)
 	plain := plainSize(a.f, d.Size)
+	if err := makeShard(filepath.Dir(path)); err != nil { // and its sync before the lock
+		return s.failed(path, err)
+	}
 	err := s.write(ctx, func(t *tx) error {
 		f, err := s.find(t, d.Digest)
 		if err != nil {

@@ -53,6 +53,7 @@ func (s *Store) Collect(ctx context.Context, from ...oci.Digest) (*Freed, error)
 		return nil, err
 	}
 	ctx = context.WithoutCancel(ctx) // rows are gone: finish
+	s.forgetTOCs(dead)
 	var left leftovers
 	if len(from) == 0 {
 		if left, err = s.findLeftovers(ctx, &freed.Bytes, seen); err != nil {
@@ -297,18 +298,18 @@ func (s *Store) clearAway(t *tx, left leftovers, trash string) error {
 			return err
 		}
 		// Whoever has it locked is making a form of it, and will have a row.
-		if lock := tryLock(s.layerPath(d)); !there && lock != nil {
-			if err := move(s.layerPath(d), "layer-"+d.Encoded()); err != nil {
-				return err
+		lock := tryLock(s.layerPath(d))
+		if there || lock == nil {
+			if lock != nil {
+				lock.Close()
 			}
-		} else if lock != nil {
-			lock.Close()
+			continue
 		}
-		s.mu.Lock()
-		if !there {
-			delete(s.tocs, d)
+		err = move(s.layerPath(d), "layer-"+d.Encoded())
+		lock.Close()
+		if err != nil {
+			return err
 		}
-		s.mu.Unlock()
 	}
 	for _, p := range left.paths {
 		lock := tryLock(filepath.Dir(p))

@@ -71,7 +71,7 @@ func (a *aside) discard() {
 
 // place renames the file to path. The caller holds the database's write lock.
 func (a *aside) place(path string) error {
-	if err := rename(a.path, path); err != nil {
+	if err := os.Rename(a.path, path); err != nil {
 		return err
 	}
 	a.gone = true
@@ -88,17 +88,16 @@ func (a *aside) sync(path string) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// rename is os.Rename that makes the directory where it is missing.
-func rename(from, to string) error {
-	err := os.Rename(from, to)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
+// makeShard makes one of the directories that blobs are spread over.
+func makeShard(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
 	}
-	dir := filepath.Dir(to)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+	if errors.Is(err, fs.ErrNotExist) { // another algorithm's first
+		err = os.MkdirAll(dir, 0o700)
 	}
-	if err := os.Rename(from, to); err != nil {
+	if err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(dir))

@@ -214,6 +214,9 @@ func (s *Store) Tree(ctx context.Context, diffID oci.Digest) (string, error) {
 			if err := s.verifyTree(ctx, diffID); err != nil {
 				return "", err
 			}
+			if s.readOnly != "" {
+				return tree, nil
+			}
 			continue
 		}
 		if err := s.once(ctx, "tree "+string(diffID), func() error { return s.makeTree(ctx, diffID) }); err != nil {

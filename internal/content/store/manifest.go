@@ -122,7 +122,7 @@ func (t *tx) edge(parent, child oci.Digest, kind, ord int) error {
 
 // config is what a list says of an image.
 type config struct {
-	Created *time.Time `json:"created"`
+	Created string `json:"created"`
 	oci.Platform
 	Config struct {
 		Labels map[string]string `json:"Labels"`
@@ -181,8 +181,9 @@ func (s *Store) learnImage(t *tx, d oci.Descriptor, m *manifest) error {
 
 func (t *tx) insertImage(m *manifest, c *config) error {
 	var created int64
-	if c.Created != nil && c.Created.Year() > 1677 && c.Created.Year() < 2262 {
-		created = c.Created.UnixNano()
+	// A time that is none, or that nanoseconds cannot say, breaks no list.
+	if at, err := time.Parse(time.RFC3339Nano, c.Created); err == nil && at.Year() > 1677 && at.Year() < 2262 {
+		created = at.UnixNano()
 	}
 	labels := ""
 	if len(c.Config.Labels) > 0 {

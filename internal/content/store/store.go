@@ -67,11 +67,12 @@ type Store struct {
 
 	making singleflight.Group // TOCs, trees and packings being made in this process
 
-	mu     sync.Mutex
-	leases map[*lease]struct{}
-	tocs   map[oci.Digest]*layer.TOC
-	synced []oci.Digest // blobs on disk for good, whose rows do not say so yet
-	closed bool
+	mu      sync.Mutex
+	leases  map[*lease]struct{}
+	tocs    map[oci.Digest]*layer.TOC
+	entries int          // of all tocs
+	synced  []oci.Digest // blobs on disk for good, whose rows do not say so yet
+	closed  bool
 }
 
 var (
