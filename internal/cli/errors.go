@@ -145,15 +145,13 @@ func (a *App) daemonPrefix() string {
 	return "Error: "
 }
 
-// plainText is err's text without the kind that rooms wrap for errors.Is: it
-// serves programs, and people have read it in the sentence before it.
+// plainText is err's text without a kind at its end that only programs need:
+// "x is no tar: invalid" says nothing that "x is no tar" does not.
 func plainText(err error) string {
 	text := err.Error()
-	for _, kind := range []error{oci.ErrInvalid, oci.ErrNotFound, oci.ErrUnsupported, oci.ErrConflict} {
+	for _, kind := range []error{oci.ErrInvalid, oci.ErrConflict} {
 		if errors.Is(err, kind) {
-			if cut, ok := strings.CutSuffix(text, ": "+kind.Error()); ok {
-				text = cut
-			}
+			text = strings.TrimSuffix(text, ": "+kind.Error())
 		}
 	}
 	return text

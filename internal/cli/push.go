@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -109,15 +110,32 @@ func (a *App) pushOne(ctx context.Context, s *store.Store, repo *remote.Reposito
 	if err != nil {
 		return pushError(r, err)
 	}
-	// The repository knows the image by this digest now: docker's RepoDigests.
-	// Packed on the way it is another manifest than the tag names here.
-	if err := s.Tag(ctx, r.WithDigest(got.Digest), got); err != nil && !isNotFound(err) {
+	if err := rememberPushed(ctx, s, repo, r, got); err != nil {
 		return daemon(err)
 	}
 	if !quiet {
 		fmt.Fprintf(a.Out, "%s: digest: %s size: %d\n", tagOrDigest(r), got.Digest, got.Size)
 	}
 	return nil
+}
+
+// rememberPushed records that r's repository knows the image as got: docker's
+// RepoDigests. Packed on the way it is another manifest than the tag names
+// here; its layers are the packed forms that the store keeps.
+func rememberPushed(ctx context.Context, s *store.Store, repo *remote.Repository, r ref.Ref, got oci.Descriptor) error {
+	if ok, err := s.Has(ctx, got); err != nil || !ok {
+		if err != nil {
+			return err
+		}
+		body, err := content.ReadAll(ctx, repo, got)
+		if err != nil {
+			return err
+		}
+		if err := s.Put(ctx, got, bytes.NewReader(body)); err != nil {
+			return err
+		}
+	}
+	return s.Tag(ctx, r.WithDigest(got.Digest), got)
 }
 
 // pushError is err in docker's words. In docker what fails while a push runs

@@ -64,6 +64,9 @@ type remover struct {
 	s     *store.Store
 	force bool
 	lines []string // what docker prints
+	// manifests are what the names taken away pointed at: each may be another
+	// packing of the image, which nobody can reach any more.
+	manifests []oci.Digest
 }
 
 func (r *remover) remove(ctx context.Context, name string) error {
@@ -180,7 +183,9 @@ func (r *remover) untagWithDigests(ctx context.Context, img *store.Image, name r
 			}
 		}
 	}
-	return nil
+	// The image stays: its ID is not deleted. Another packing may be.
+	_, err := r.s.Collect(ctx, r.manifests...)
+	return daemon(err)
 }
 
 func (r *remover) untagAll(ctx context.Context, img *store.Image) error {
@@ -193,7 +198,10 @@ func (r *remover) untagAll(ctx context.Context, img *store.Image) error {
 }
 
 func (r *remover) untag(ctx context.Context, name ref.Ref) error {
-	if _, err := r.s.Untag(ctx, name); err != nil && !isNotFound(err) { // another rmi was faster
+	switch d, err := r.s.Untag(ctx, name); {
+	case err == nil:
+		r.manifests = append(r.manifests, d.Digest)
+	case !isNotFound(err): // else another rmi was faster
 		return daemon(err)
 	}
 	r.lines = append(r.lines, "Untagged: "+name.Familiar())
@@ -203,7 +211,7 @@ func (r *remover) untag(ctx context.Context, name ref.Ref) error {
 // collect deletes the image's content, as far as nothing else needs it, and
 // tells of the image and of the layers that are gone.
 func (r *remover) collect(ctx context.Context, img *store.Image) error {
-	freed, err := r.s.Collect(ctx, img.Target.Digest, img.Manifest.Digest)
+	freed, err := r.s.Collect(ctx, append(r.manifests, img.Target.Digest, img.Manifest.Digest)...)
 	if err != nil {
 		return daemon(err)
 	}
