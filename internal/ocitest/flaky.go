@@ -2,6 +2,7 @@ package ocitest
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -69,9 +70,11 @@ func NewFlaky(t testing.TB, faults ...Fault) *Flaky {
 	return f
 }
 
-// NewFlakyTLS is NewFlaky over https, with httptest's certificate.
+// NewFlakyTLS is NewFlaky over https, with httptest's certificate; it asks for
+// the client's.
 func NewFlakyTLS(t testing.TB, faults ...Fault) *Flaky {
 	f := newFlaky(faults)
+	f.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS12}
 	f.StartTLS()
 	t.Cleanup(f.stop)
 	return f

@@ -20,6 +20,7 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -132,6 +133,10 @@ func (c *Client) host(domain string) *host {
 // fails with a *Error or *auth.Error where it does not.
 func (c *Client) Ping(ctx context.Context, domain string) error {
 	resp, err := c.host(domain).do(ctx, &request{method: http.MethodGet, path: "/v2/", ping: true}, http.StatusOK)
+	var network *networkError
+	if errors.As(err, &network) {
+		return worded{strings.TrimPrefix(err.Error(), "failed to do request: "), err} // docker's login says it without
+	}
 	if err != nil {
 		return err
 	}

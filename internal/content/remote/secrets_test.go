@@ -3,7 +3,7 @@ package remote_test
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/strake-project/strake/internal/content/remote"
@@ -335,14 +336,21 @@ func TestCerts(t *testing.T) {
 	if err := ping(); err != nil {
 		t.Errorf("with its certificate as root: %v", err)
 	}
-	var shown int
-	f.Fault(ocitest.Answer(func(w http.ResponseWriter, r *http.Request) { shown = len(r.TLS.PeerCertificates) }))
-	f.TLS.ClientAuth = tls.RequestClientCert
+	var shown atomic.Int64
+	f.Fault(ocitest.Answer(func(w http.ResponseWriter, r *http.Request) { shown.Store(int64(len(r.TLS.PeerCertificates))) }))
+	key, err := x509.MarshalPKCS8PrivateKey(f.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("client.cert", "CERTIFICATE", f.Certificate().Raw)
+	write("client.key", "PRIVATE KEY", key)
+	if err := ping(); err != nil || shown.Load() != 1 {
+		t.Errorf("with a client certificate: %v, %d shown", err, shown.Load())
+	}
 	if err := os.WriteFile(filepath.Join(own, "client.cert"), []byte("no certificate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := ping(); !errors.Is(err, oci.ErrInvalid) || !strings.Contains(err.Error(), "client.cert") {
 		t.Errorf("with a broken client certificate: %v", err)
 	}
-	_ = shown
 }
