@@ -6,6 +6,8 @@ import (
 	"compress/bzip2"
 	"fmt"
 	"io"
+	"runtime"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -123,13 +125,81 @@ func (d *decompressor) explain(err error) error {
 func Compress(w io.Writer, p Packing) (io.WriteCloser, error) {
 	switch p {
 	case Gzip:
+		// Level 1: on real layers it is twice as fast as the usual 6 and about
+		// a tenth larger. The header holds no name and no time.
 		z, err := pgzip.NewWriterLevel(w, gzip.BestSpeed)
 		if err != nil {
 			return nil, err
 		}
+		z.ModTime = time.Unix(0, 0)
 		return z, nil
 	case Zstd:
-		return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest))
+		enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithZeroFrames(true), zstd.WithSingleSegment(true))
+		if err != nil {
+			return nil, err
+		}
+		return &zstdWriter{w: w, enc: enc}, nil
 	}
 	return nil, fmt.Errorf("compress as %q: %w", p, oci.ErrUnsupported)
+}
+
+// zstdFrame is how much goes into one frame. Frames are compressed side by
+// side, which the encoder does not do with the blocks of one; each says how
+// much it holds, which makes PlainSize exact.
+const zstdFrame = 4 << 20
+
+// zstdWriter has no goroutine that outlives the compression of its frame: it
+// may be abandoned.
+type zstdWriter struct {
+	w      io.Writer
+	enc    *zstd.Encoder
+	buf    []byte
+	queue  []chan []byte // frames being compressed, in order
+	frames int
+	err    error
+}
+
+func (z *zstdWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 && z.err == nil {
+		if z.buf == nil {
+			z.buf = make([]byte, 0, zstdFrame)
+		}
+		k := min(len(p), zstdFrame-len(z.buf))
+		z.buf = append(z.buf, p[:k]...)
+		if p = p[k:]; len(z.buf) == zstdFrame {
+			z.frame()
+		}
+	}
+	return n - len(p), z.err
+}
+
+// frame starts compressing what is buffered; a core each, and one waiting.
+func (z *zstdWriter) frame() {
+	if len(z.queue) > runtime.GOMAXPROCS(0) {
+		z.shift()
+	}
+	done, plain := make(chan []byte, 1), z.buf
+	z.buf = nil
+	z.frames++
+	go func() { done <- z.enc.EncodeAll(plain, make([]byte, 0, len(plain)/2)) }()
+	z.queue = append(z.queue, done)
+}
+
+func (z *zstdWriter) shift() {
+	b := <-z.queue[0]
+	z.queue = z.queue[1:]
+	if z.err == nil {
+		_, z.err = z.w.Write(b)
+	}
+}
+
+func (z *zstdWriter) Close() error {
+	if len(z.buf) > 0 || z.frames == 0 && z.err == nil {
+		z.frame()
+	}
+	for len(z.queue) > 0 {
+		z.shift()
+	}
+	return z.err
 }
