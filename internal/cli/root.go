@@ -20,6 +20,8 @@ func (a *App) topLevel() []*cobra.Command {
 	return []*cobra.Command{
 		common(a.versionCommand(), 90),
 
+		common(a.runCommand("run"), 10),
+		common(a.psCommand("ps"), 20),
 		common(a.buildCommand("build"), 30),
 		common(a.pullCommand("pull"), 40),
 		common(a.pushCommand("push"), 50),
@@ -31,10 +33,12 @@ func (a *App) topLevel() []*cobra.Command {
 		a.importCommand("import"),
 		a.inspectCommand(),
 		a.loadCommand("load"),
+		a.rmCommand("rm"),
 		a.rmiCommand("rmi"),
 		a.saveCommand("save"),
 		a.tagCommand("tag"),
 
+		a.containerCommand(),
 		a.imageCommand(),
 		a.registryCommand(),
 	}
@@ -135,6 +139,15 @@ func (a *App) group(use, short string, sub ...*cobra.Command) *cobra.Command {
 	}
 	cmd.AddCommand(sub...)
 	return cmd
+}
+
+// containerCommand is `strake container`.
+func (a *App) containerCommand() *cobra.Command {
+	ls := a.psCommand("ls")
+	ls.Aliases = []string{"list", "ps"}
+	rm := a.rmCommand("rm")
+	rm.Aliases = []string{"remove"}
+	return a.group("container", "Manage containers", ls, rm, a.runCommand("run"))
 }
 
 // imageCommand is `strake image`.

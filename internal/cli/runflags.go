@@ -1,0 +1,481 @@
+package cli
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/pflag"
+
+	"github.com/strake-project/strake/internal/container"
+	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/sandbox"
+)
+
+// runFlags are run's flags as they were given.
+type runFlags struct {
+	interactive, tty, remove, sigProxy, quiet bool
+	readOnly, privileged, init, detach        bool
+	name, hostname, user, workdir, network    string
+	entrypoint, platform, pullPolicy, cidfile string
+	memory, memorySwap, shmSize, cpusetCPUs   string
+	cpusetMems, cpus, cgroupParent            string
+	cpuShares                                 uint64
+	cpuPeriod, cpuQuota, pids                 int64
+	env, envFiles, volumes, mounts, tmpfs     []string
+	addHosts, capAdd, capDrop, security       []string
+	ulimits, groups, labels, publish          []string
+
+	pull content.PullPolicy
+	set  *pflag.FlagSet
+}
+
+func (f *runFlags) declare(fs *pflag.FlagSet) {
+	f.set = fs
+	fs.SetInterspersed(false) // what follows the image is the container's
+	fs.StringArrayVar(&f.addHosts, "add-host", nil, "Add a line to /etc/hosts (host:ip)")
+	fs.StringArrayVar(&f.capAdd, "cap-add", nil, "Add a capability")
+	fs.StringArrayVar(&f.capDrop, "cap-drop", nil, "Drop a capability")
+	fs.StringVar(&f.cgroupParent, "cgroup-parent", "", "Make the container's cgroup below this one")
+	fs.StringVar(&f.cidfile, "cidfile", "", "Write the container's ID to this file")
+	fs.Int64Var(&f.cpuPeriod, "cpu-period", 0, "Length of a CPU period in microseconds")
+	fs.Int64Var(&f.cpuQuota, "cpu-quota", 0, "CPU time in a period, in microseconds")
+	fs.Uint64VarP(&f.cpuShares, "cpu-shares", "c", 0, "CPU weight beside other containers")
+	fs.StringVar(&f.cpus, "cpus", "", "Number of CPUs, such as 1.5")
+	fs.StringVar(&f.cpusetCPUs, "cpuset-cpus", "", "CPUs to run on (0-3, 0,1)")
+	fs.StringVar(&f.cpusetMems, "cpuset-mems", "", "Memory nodes to use (0-3, 0,1)")
+	fs.BoolVarP(&f.detach, "detach", "d", false, "Not supported yet: run in the background")
+	fs.StringVar(&f.entrypoint, "entrypoint", "", "Replace the image's ENTRYPOINT")
+	fs.StringArrayVarP(&f.env, "env", "e", nil, "Set an environment variable")
+	fs.StringArrayVar(&f.envFiles, "env-file", nil, "Set the environment variables of a file")
+	fs.StringArrayVar(&f.groups, "group-add", nil, "Join a further group")
+	fs.StringVarP(&f.hostname, "hostname", "h", "", "The container's host name")
+	fs.Bool("help", false, "Print usage")
+	fs.BoolVar(&f.init, "init", false, "Not supported yet: run an init as process 1")
+	fs.BoolVarP(&f.interactive, "interactive", "i", false, "Give the container our standard input")
+	fs.StringArrayVarP(&f.labels, "label", "l", nil, "Set a label of the container")
+	fs.StringVarP(&f.memory, "memory", "m", "", "Limit memory (bytes, or with k, m, g)")
+	fs.StringVar(&f.memorySwap, "memory-swap", "", "Limit memory and swap together (-1 for unlimited swap)")
+	fs.StringArrayVar(&f.mounts, "mount", nil, "Mount a directory, a file or a tmpfs (type=bind,src=…,dst=…)")
+	fs.StringVar(&f.name, "name", "", "The container's name")
+	fs.StringVar(&f.network, "network", "host", "The container's network: host or none")
+	fs.StringVar(&f.network, "net", "host", "")
+	fs.Lookup("net").Hidden = true
+	fs.Int64Var(&f.pids, "pids-limit", 0, "Limit the number of processes (-1 for no limit)")
+	fs.StringVar(&f.platform, "platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "Run this platform's image of several (os[/arch[/variant]])")
+	fs.BoolVar(&f.privileged, "privileged", false, "Take no precautions: all capabilities, no seccomp filter")
+	fs.StringArrayVarP(&f.publish, "publish", "p", nil, "Not supported yet: publish a port")
+	fs.StringVar(&f.pullPolicy, "pull", "missing", "Pull the image first (always, missing, never)")
+	fs.BoolVarP(&f.quiet, "quiet", "q", false, "Say nothing while pulling")
+	fs.BoolVar(&f.readOnly, "read-only", false, "Make the container's root read-only")
+	fs.BoolVar(&f.remove, "rm", false, "Remove the container when it ends")
+	fs.StringArrayVar(&f.security, "security-opt", nil, "seccomp=FILE, seccomp=unconfined or no-new-privileges")
+	fs.StringVar(&f.shmSize, "shm-size", "", "Size of /dev/shm")
+	fs.BoolVar(&f.sigProxy, "sig-proxy", true, "Pass signals on to the process")
+	fs.StringArrayVar(&f.tmpfs, "tmpfs", nil, "Mount a tmpfs (PATH[:size=…,mode=…])")
+	fs.BoolVarP(&f.tty, "tty", "t", false, "Give the container a terminal")
+	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "Set a resource limit (name=soft[:hard])")
+	fs.StringVarP(&f.user, "user", "u", "", "User or UID, with :group or :GID")
+	fs.StringArrayVarP(&f.volumes, "volume", "v", nil, "Bind-mount a directory or file (SOURCE:DESTINATION[:ro])")
+	fs.StringVarP(&f.workdir, "workdir", "w", "", "Working directory")
+}
+
+// options turns the flags into what package container takes.
+func (f *runFlags) options() (*container.Options, error) {
+	for _, no := range []struct {
+		given bool
+		what  string
+	}{
+		{f.detach, "--detach is not supported yet: the container runs in the foreground"},
+		{f.init, "--init is not supported yet"},
+		{len(f.publish) > 0, "--publish is not supported yet: with --network host the container's ports are the machine's"},
+	} {
+		if no.given {
+			return nil, refused(errors.New(no.what))
+		}
+	}
+	f.pull = content.PullPolicy(f.pullPolicy)
+	switch f.pull {
+	case content.PullAlways, content.PullMissing, content.PullNever:
+	default:
+		return nil, fmt.Errorf(`invalid pull option: %q: must be one of "always", "missing" or "never"`, f.pullPolicy)
+	}
+	opt := &container.Options{Name: f.name, Remove: f.remove, SetEntrypoint: f.set.Changed("entrypoint"), Entrypoint: []string{f.entrypoint}}
+	spec := &opt.Sandbox
+	spec.User, spec.Cwd, spec.Hostname = f.user, f.workdir, f.hostname
+	spec.Groups, spec.CapAdd, spec.CapDrop = f.groups, f.capAdd, f.capDrop
+	spec.Privileged, spec.ReadOnly = f.privileged, f.readOnly
+	switch f.network {
+	case "host", "none":
+		spec.Network = sandbox.Network(f.network)
+	default:
+		return nil, refused(fmt.Errorf("network %s is not supported yet: use --network host or none", f.network))
+	}
+	for _, parse := range []func(*sandbox.Spec) error{f.parseHosts, f.parseSecurity, f.parseLimits, f.parseMounts} {
+		if err := parse(spec); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if opt.Env, err = f.environment(); err != nil {
+		return nil, err
+	}
+	for _, l := range f.labels {
+		k, v, _ := strings.Cut(l, "=")
+		if opt.Labels == nil {
+			opt.Labels = map[string]string{}
+		}
+		opt.Labels[k] = v
+	}
+	return opt, nil
+}
+
+func (f *runFlags) writeID(id string) error {
+	if f.cidfile == "" {
+		return nil
+	}
+	file, err := os.OpenFile(f.cidfile, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", f.cidfile)
+	}
+	if err != nil {
+		return fmt.Errorf("failed to create the container ID file: %w", err)
+	}
+	_, err = file.WriteString(id)
+	return errors.Join(err, file.Close())
+}
+
+// environment is the files' and then the flags' variables. KEY without a value
+// takes ours, or is removed where we have none.
+func (f *runFlags) environment() ([]string, error) {
+	var env []string
+	add := func(kv string) error {
+		key, _, set := strings.Cut(kv, "=")
+		if key == "" {
+			return fmt.Errorf("invalid environment variable: %s", kv)
+		}
+		if v, ok := os.LookupEnv(key); !set && ok {
+			kv = key + "=" + v
+		}
+		env = append(env, kv)
+		return nil
+	}
+	for _, name := range f.envFiles {
+		file, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		lines := bufio.NewScanner(file)
+		for n := 1; lines.Scan(); n++ {
+			line := strings.TrimLeft(strings.TrimPrefix(lines.Text(), "\uFEFF"), " \t")
+			if line == "" || line[0] == '#' {
+				continue
+			}
+			key, _, set := strings.Cut(line, "=")
+			if strings.ContainsAny(key, " \t") {
+				file.Close()
+				return nil, fmt.Errorf("invalid env file (%s): variable '%s' contains whitespaces", name, key)
+			}
+			if _, ok := os.LookupEnv(key); !set && !ok {
+				continue // docker: a name alone that is not set is left out
+			}
+			if err := add(line); err != nil {
+				file.Close()
+				return nil, fmt.Errorf("invalid env file (%s): no variable name on line '%s'", name, line)
+			}
+		}
+		err = errors.Join(lines.Err(), file.Close())
+		if err != nil {
+			return nil, fmt.Errorf("invalid env file (%s): %w", name, err)
+		}
+	}
+	for _, kv := range f.env {
+		if err := add(kv); err != nil {
+			return nil, err
+		}
+	}
+	return env, nil
+}
+
+func (f *runFlags) parseHosts(spec *sandbox.Spec) error {
+	for _, h := range f.addHosts {
+		name, ip, ok := strings.Cut(h, ":")
+		if n, i, eq := strings.Cut(h, "="); eq && !strings.Contains(n, ":") {
+			name, ip, ok = n, i, true
+		}
+		if !ok || name == "" || ip == "" {
+			return fmt.Errorf("bad format for add-host: %q", h)
+		}
+		if ip == "host-gateway" {
+			ip = "127.0.0.1" // on the machine's own network
+		}
+		spec.ExtraHosts = append(spec.ExtraHosts, name+":"+ip)
+	}
+	return nil
+}
+
+func (f *runFlags) parseSecurity(spec *sandbox.Spec) error {
+	for _, o := range f.security {
+		key, value, set := strings.Cut(o, "=")
+		if !set {
+			key, value, set = strings.Cut(o, ":")
+		}
+		switch {
+		case key == "no-new-privileges":
+			on := true
+			if set {
+				var err error
+				if on, err = strconv.ParseBool(value); err != nil {
+					return refused(fmt.Errorf("invalid --security-opt: %q", o))
+				}
+			}
+			spec.NoNewPrivileges = on
+		case key == "seccomp" && value == "unconfined":
+			spec.Seccomp = value
+		case key == "seccomp" && value == "builtin":
+			spec.Seccomp = ""
+		case key == "seccomp":
+			profile, err := os.ReadFile(value)
+			if err != nil {
+				return fmt.Errorf("opening seccomp profile (%s) failed: %w", value, err)
+			}
+			spec.Seccomp = string(profile)
+		case key == "apparmor" && value == "unconfined", key == "label" && value == "disable":
+			// It is so anyway.
+		default:
+			return refused(fmt.Errorf("--security-opt %q is not supported", o))
+		}
+	}
+	return nil
+}
+
+func (f *runFlags) parseLimits(spec *sandbox.Spec) error {
+	l := &spec.Limits
+	for _, size := range []struct {
+		flag, value string
+		to          *int64
+	}{{"-m, --memory", f.memory, &l.Memory}, {"--memory-swap", f.memorySwap, &l.MemorySwap}, {"--shm-size", f.shmSize, &spec.ShmSize}} {
+		if size.value == "" {
+			continue
+		}
+		if size.value == "-1" && size.to == &l.MemorySwap {
+			l.MemorySwap = -1
+			continue
+		}
+		n, err := units.RAMInBytes(size.value)
+		if err != nil {
+			return fmt.Errorf("invalid argument %q for %q flag: %w", size.value, size.flag, err)
+		}
+		*size.to = n
+	}
+	if l.Memory != 0 && l.Memory < 6<<20 {
+		return refused(errors.New("Minimum memory limit allowed is 6MB"))
+	}
+	if l.MemorySwap > 0 && l.MemorySwap < l.Memory {
+		return refused(errors.New("Minimum memoryswap limit should be larger than memory limit, see usage"))
+	}
+	if l.MemorySwap > 0 && l.Memory == 0 {
+		return refused(errors.New("You should always set the Memory limit when using Memoryswap limit, see usage"))
+	}
+	l.CPUShares, l.CPUPeriod, l.CPUQuota = f.cpuShares, f.cpuPeriod, f.cpuQuota
+	l.CPUSetCPUs, l.CPUSetMems, l.CgroupParent = f.cpusetCPUs, f.cpusetMems, f.cgroupParent
+	if f.cpus != "" {
+		n, err := strconv.ParseFloat(f.cpus, 64)
+		if err != nil || math.IsNaN(n) || n <= 0 || n > 1e6 {
+			return fmt.Errorf("invalid argument %q for \"--cpus\" flag: it is a number of CPUs, such as 1.5", f.cpus)
+		}
+		if l.CPUPeriod != 0 || l.CPUQuota != 0 {
+			return refused(errors.New("Conflicting options: Nano CPUs and CPU Period cannot both be set"))
+		}
+		l.CPUPeriod, l.CPUQuota = 100000, int64(n*100000)
+	}
+	if f.pids > 0 {
+		l.Pids = f.pids
+	}
+	for _, u := range f.ulimits {
+		parsed, err := units.ParseUlimit(u)
+		if err != nil {
+			return fmt.Errorf("invalid argument %q for \"--ulimit\" flag: %w", u, err)
+		}
+		spec.Rlimits = append(spec.Rlimits, sandbox.Rlimit{Name: parsed.Name, Soft: uint64(parsed.Soft), Hard: uint64(parsed.Hard)})
+	}
+	return nil
+}
+
+func (f *runFlags) parseMounts(spec *sandbox.Spec) error {
+	for _, parse := range []struct {
+		list []string
+		one  func(string) (sandbox.Mount, error)
+	}{{f.volumes, parseVolume}, {f.mounts, parseMount}, {f.tmpfs, parseTmpfs}} {
+		for _, text := range parse.list {
+			m, err := parse.one(text)
+			if err != nil {
+				return err
+			}
+			for _, other := range spec.Mounts {
+				if filepath.Clean(other.Destination) == filepath.Clean(m.Destination) {
+					return refused(fmt.Errorf("Duplicate mount point: %s", m.Destination))
+				}
+			}
+			spec.Mounts = append(spec.Mounts, m)
+		}
+	}
+	return nil
+}
+
+// parseVolume reads -v SOURCE:DESTINATION[:OPTIONS]. A source that is not
+// there is made, as docker does.
+func parseVolume(text string) (sandbox.Mount, error) {
+	m := sandbox.Mount{Type: "bind", Recursive: true}
+	parts := strings.Split(text, ":")
+	if len(parts) == 3 {
+		for o := range strings.SplitSeq(parts[2], ",") {
+			switch o {
+			case "ro":
+				m.ReadOnly = true
+			case "rw", "z", "Z", "rprivate", "private", "consistent", "cached", "delegated", "nocopy":
+				// What we do anyway; z and Z are for SELinux, which we do not use.
+			case "shared", "rshared", "slave", "rslave":
+				return m, refused(fmt.Errorf("mount propagation %s is not supported", o))
+			default:
+				return m, refused(fmt.Errorf("invalid mode: %s", parts[2]))
+			}
+		}
+	}
+	switch {
+	case len(parts) > 3:
+		return m, refused(fmt.Errorf("invalid volume specification: '%s'", text))
+	case len(parts) == 1:
+		return m, refused(fmt.Errorf("anonymous volume %s is not supported yet: name a directory of the machine, or use --tmpfs", text))
+	}
+	m.Source, m.Destination = parts[0], parts[1]
+	if m.Source == "." || m.Source == ".." || strings.HasPrefix(m.Source, "./") || strings.HasPrefix(m.Source, "../") {
+		abs, err := filepath.Abs(m.Source)
+		if err != nil {
+			return m, err
+		}
+		m.Source = abs
+	}
+	if !filepath.IsAbs(m.Source) {
+		return m, refused(fmt.Errorf("named volume %q is not supported yet: begin a directory's path with / or ./", m.Source))
+	}
+	if !filepath.IsAbs(m.Destination) {
+		return m, refused(fmt.Errorf("invalid volume specification: '%s': invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", text, m.Destination))
+	}
+	if err := os.MkdirAll(m.Source, 0o755); err != nil {
+		if _, statErr := os.Stat(m.Source); statErr != nil {
+			return m, refused(fmt.Errorf("error while creating mount source path '%s': %w", m.Source, err))
+		}
+	}
+	return m, nil
+}
+
+// parseMount reads --mount type=…,src=…,dst=….
+func parseMount(text string) (sandbox.Mount, error) {
+	m := sandbox.Mount{Type: "volume", Recursive: true}
+	invalid := func(format string, args ...any) error {
+		return fmt.Errorf("invalid argument %q for \"--mount\" flag: %w", text, fmt.Errorf(format, args...))
+	}
+	for field := range strings.SplitSeq(text, ",") {
+		key, value, set := strings.Cut(field, "=")
+		var err error
+		switch key = strings.ToLower(key); key {
+		case "type":
+			m.Type = strings.ToLower(value)
+		case "source", "src":
+			m.Source = value
+		case "target", "destination", "dst":
+			m.Destination = value
+		case "readonly", "ro":
+			m.ReadOnly = true
+			if set {
+				m.ReadOnly, err = strconv.ParseBool(value)
+			}
+		case "tmpfs-size":
+			m.Size, err = units.RAMInBytes(value)
+		case "tmpfs-mode":
+			var mode uint64
+			mode, err = strconv.ParseUint(value, 8, 32)
+			m.Mode = uint32(mode)
+		case "bind-propagation":
+			if value != "rprivate" && value != "private" {
+				return m, refused(fmt.Errorf("mount propagation %s is not supported", value))
+			}
+		case "bind-recursive":
+			switch value {
+			case "enabled":
+			case "disabled":
+				m.Recursive = false
+			default:
+				return m, refused(fmt.Errorf("bind-recursive=%s is not supported", value))
+			}
+		default:
+			return m, invalid("unknown option '%s' in '%s'", key, field)
+		}
+		if err != nil {
+			return m, invalid("invalid value for %s: %s", key, value)
+		}
+	}
+	switch {
+	case m.Destination == "":
+		return m, invalid("target is required")
+	case !filepath.IsAbs(m.Destination):
+		return m, refused(fmt.Errorf("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", m.Type, m.Destination))
+	case m.Type == "tmpfs":
+		if m.Source != "" {
+			return m, refused(errors.New(`invalid mount config for type "tmpfs": field Source must not be specified`))
+		}
+		return m, nil
+	case m.Type != "bind":
+		return m, refused(fmt.Errorf("mount type %s is not supported yet: use bind or tmpfs", m.Type))
+	}
+	if strings.HasPrefix(m.Source, ".") {
+		m.Source, _ = filepath.Abs(m.Source)
+	}
+	if !filepath.IsAbs(m.Source) {
+		return m, refused(fmt.Errorf("invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", m.Source))
+	}
+	if _, err := os.Stat(m.Source); err != nil {
+		return m, refused(fmt.Errorf("invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source))
+	}
+	return m, nil
+}
+
+// parseTmpfs reads --tmpfs PATH[:OPTIONS].
+func parseTmpfs(text string) (sandbox.Mount, error) {
+	at, options, _ := strings.Cut(text, ":")
+	m := sandbox.Mount{Type: "tmpfs", Destination: at}
+	if !filepath.IsAbs(at) {
+		return m, refused(fmt.Errorf("invalid mount path: '%s' mount path must be absolute", at))
+	}
+	if options == "" {
+		return m, nil
+	}
+	for o := range strings.SplitSeq(options, ",") {
+		key, value, _ := strings.Cut(o, "=")
+		var err error
+		switch key {
+		case "rw", "noexec", "nosuid", "nodev":
+		case "ro":
+			m.ReadOnly = true
+		case "size":
+			m.Size, err = units.RAMInBytes(value)
+		case "mode":
+			var mode uint64
+			mode, err = strconv.ParseUint(value, 8, 32)
+			m.Mode = uint32(mode)
+		default:
+			err = errors.New("not supported")
+		}
+		if err != nil {
+			return m, refused(fmt.Errorf("invalid tmpfs option %q", o))
+		}
+	}
+	return m, nil
+}

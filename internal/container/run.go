@@ -1,0 +1,239 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/rootfs"
+	"github.com/strake-project/strake/internal/sandbox"
+)
+
+// Options say what to run. What is not set comes from the image's config.
+type Options struct {
+	Name      string
+	ImageName string // as it was asked for
+	Image     *store.Image
+	Config    *oci.Image
+
+	// Entrypoint replaces the image's, and its Cmd is dropped, if
+	// SetEntrypoint; [""] is none.
+	Entrypoint    []string
+	SetEntrypoint bool
+	Args          []string // replace the image's Cmd
+	Env           []string // KEY=value sets, KEY removes
+	Remove        bool
+	Labels        map[string]string
+
+	// Sandbox is everything else; Root, Args, Env, Cwd, User and Hostname are
+	// filled in where they are empty.
+	Sandbox sandbox.Spec
+}
+
+// Run is a container that was created and can be started, once.
+type Run struct {
+	*Container
+	set     *Set
+	spec    sandbox.Spec
+	lock    *os.File
+	process *sandbox.Process
+}
+
+// Create makes a container of opt; its lock is held until Close. ctx carries a
+// lease: without Remove the container outlives it.
+func (c *Set) Create(ctx context.Context, opt *Options) (run *Run, err error) {
+	spec := opt.Sandbox
+	one := &Container{
+		ID: newID(), Name: opt.Name, Image: opt.ImageName, ImageID: opt.Image.ID, Layers: opt.Image.Layers,
+		Created: time.Now(), State: Created, Labels: opt.Labels, Remove: opt.Remove,
+	}
+	conf := &opt.Config.Config
+	spec.Args = command(opt)
+	if len(spec.Args) == 0 {
+		return nil, fmt.Errorf("no command specified: %w", oci.ErrInvalid)
+	}
+	one.Command = spec.Args
+	if spec.User == "" {
+		spec.User = conf.User
+	}
+	if spec.Cwd == "" {
+		spec.Cwd = conf.WorkingDir
+	}
+	if spec.Hostname == "" {
+		spec.Hostname = one.ID[:12]
+		if spec.Network != sandbox.None {
+			if spec.Hostname, err = os.Hostname(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	spec.Env = environment(&spec, conf.Env, opt.Env)
+
+	run = &Run{Container: one, set: c}
+	defer func() {
+		if err != nil {
+			run.Close()
+			c.discard(context.WithoutCancel(ctx), one.ID)
+		}
+	}()
+	dir := c.dir(one.ID)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	if run.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(run.lock.Fd()), unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", run.lock.Name(), err)
+	}
+	if err := c.reserve(ctx, one); err != nil {
+		run.lock.Close()
+		run.lock = nil
+		os.RemoveAll(dir)
+		return nil, err
+	}
+	root, err := rootfs.Prepare(ctx, c.store, opt.Image.Layers)
+	if err != nil {
+		return nil, err
+	}
+	// Below the container's own directory, on the same file system: there it
+	// stays when the lease ends.
+	for _, d := range []*string{&root.Upper, &root.Work} {
+		to := filepath.Join(dir, filepath.Base(*d))
+		if err := os.Rename(*d, to); err != nil {
+			return nil, err
+		}
+		*d = to
+	}
+	spec.Root = *root
+	if err := volumes(&spec, conf.Volumes, filepath.Join(dir, "volumes")); err != nil {
+		return nil, err
+	}
+	run.spec = spec
+	return run, nil
+}
+
+// command is the entrypoint and its arguments, put together as docker does.
+func command(opt *Options) []string {
+	entrypoint, args := opt.Config.Config.Entrypoint, opt.Args
+	if opt.SetEntrypoint {
+		entrypoint = opt.Entrypoint
+		if len(entrypoint) == 1 && entrypoint[0] == "" {
+			entrypoint = nil
+		}
+	} else if len(args) == 0 {
+		args = opt.Config.Config.Cmd
+	}
+	return slices.Concat(entrypoint, args)
+}
+
+// environment is docker's: PATH, HOSTNAME and TERM, then the image's, then the
+// caller's.
+func environment(spec *sandbox.Spec, image, caller []string) []string {
+	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=" + spec.Hostname}
+	if spec.Terminal {
+		env = append(env, "TERM=xterm")
+	}
+	for _, kv := range slices.Concat(image, caller) {
+		key, _, set := strings.Cut(kv, "=")
+		at := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, key+"=") })
+		switch {
+		case at >= 0 && set:
+			env[at] = kv
+		case at >= 0:
+			env = slices.Delete(env, at, at+1)
+		case set:
+			env = append(env, kv)
+		}
+	}
+	return env
+}
+
+// volumes gives each VOLUME of the image that nothing is mounted on, and that
+// has no directory in the image, an empty one. Where the image has it, it is a
+// plain directory of the container's for now.
+func volumes(spec *sandbox.Spec, declared map[string]struct{}, dir string) error {
+	n := 0
+next:
+	for v := range declared {
+		v = path.Clean("/" + v)
+		if v == "/" {
+			continue
+		}
+		for _, m := range spec.Mounts {
+			if path.Clean(m.Destination) == v {
+				continue next
+			}
+		}
+		for _, l := range spec.Root.Lowers {
+			if _, err := os.Lstat(filepath.Join(l, v)); err == nil {
+				continue next
+			}
+		}
+		source := filepath.Join(dir, fmt.Sprint(n))
+		if err := os.MkdirAll(source, 0o755); err != nil {
+			return err
+		}
+		spec.Mounts = append(spec.Mounts, sandbox.Mount{Type: "bind", Source: source, Destination: v})
+		n++
+	}
+	return nil
+}
+
+// Start starts the container's process; its error is a *sandbox.StartError.
+// When ctx ends the container is killed.
+func (r *Run) Start(ctx context.Context) error {
+	process, err := sandbox.Start(ctx, &r.spec)
+	if err != nil {
+		var failed *sandbox.StartError
+		if errors.As(err, &failed) {
+			r.ExitCode = failed.Code
+		}
+		return err
+	}
+	r.process = process
+	r.Pid, r.State, r.Started = process.Pid(), Running, time.Now()
+	if err := r.set.record(ctx, r.Container); err != nil {
+		process.Signal(unix.SIGKILL)
+		process.Wait()
+		r.process = nil
+		return err
+	}
+	return nil
+}
+
+// Signal sends the container's process a signal.
+func (r *Run) Signal(sig os.Signal) error { return r.process.Signal(sig) }
+
+// Wait waits for the end and records it, or removes a container that is not to
+// be kept.
+func (r *Run) Wait(ctx context.Context) (sandbox.Exit, error) {
+	exit, err := r.process.Wait()
+	r.State, r.ExitCode, r.OOM, r.Pid, r.Finished = Exited, exit.Code, exit.OOM, 0, time.Now()
+	if r.Remove {
+		return exit, errors.Join(err, r.set.discard(context.WithoutCancel(ctx), r.ID))
+	}
+	return exit, errors.Join(err, r.set.record(context.WithoutCancel(ctx), r.Container))
+}
+
+// Close lets the container go. One that never ran and is not to be kept is
+// removed.
+func (r *Run) Close() {
+	if r.Remove && r.process == nil {
+		r.set.discard(context.Background(), r.ID)
+	}
+	if r.lock != nil {
+		r.lock.Close()
+		r.lock = nil
+	}
+}
