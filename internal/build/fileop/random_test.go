@@ -163,7 +163,7 @@ func randomAction(r *rand.Rand) *pb.FileAction {
 // directories, as the Draft shows it and as overlayfs shows its layer.
 func TestLikeBuildKit(t *testing.T) {
 	needRoot(t)
-	rounds := 300
+	rounds := 150
 	if testing.Short() {
 		rounds = 30
 	}

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -81,7 +82,11 @@ func (d *Dir) init(ctx context.Context, opt Options) error {
 			return err
 		}
 		if !all {
-			include = dedupe(append(append([]string(nil), include...), targets...))
+			include = append(slices.Clone(include), targets...)
+			if slices.Contains(include, ".") { // the root includes all
+				include = nil
+			}
+			include = dedupe(include)
 		}
 	}
 	f, err := newFilter(include, opt.Exclude)
