@@ -348,6 +348,9 @@ func BenchmarkPrepare(b *testing.B) {
 	for i := range 10 {
 		ids = append(ids, put(b, ctx, s, "d usr", fmt.Sprintf("f usr/new%d x", i)))
 	}
+	if _, err := Prepare(ctx, s, ids); err != nil {
+		b.Fatal(err)
+	}
 	for b.Loop() {
 		r, err := Prepare(ctx, s, ids)
 		if err != nil {

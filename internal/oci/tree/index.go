@@ -11,6 +11,11 @@ import (
 // maxLinks is how many symlinks one resolution follows before it is a loop.
 const maxLinks = 255
 
+// maxTargets bounds the bytes of symlinks' targets that are followed for the
+// sake of one layer, in all: a hostile one could lead each of its entries
+// through long chains. What is more is not followed.
+const maxTargets = 16 << 20
+
 // slot is a layer in its place in a stack. Its index is made at the first
 // look-up that comes to it, and shared by every stack grown from this one.
 type slot struct {
@@ -97,6 +102,7 @@ type builder struct {
 	lastDir  int32
 	pending  []pendingLink
 	borrowed map[spot]int32 // files of layers below that hard links name
+	followed int            // see maxTargets
 	// whiteVoid is what hidesNothing said of whiteDir.
 	whiteDir  string
 	whiteVoid bool
@@ -380,12 +386,16 @@ func (b *builder) parent(dir string) int32 {
 				target, follow = e.Link, true
 			}
 		}
+		if b.followed > maxTargets {
+			follow = false
+		}
 		if follow && links == maxLinks { // a loop: then none is followed
 			rest, cur, links = dir, 0, maxLinks+1
 			continue
 		}
 		if follow && links < maxLinks {
 			links++
+			b.followed += len(target)
 			if strings.HasPrefix(target, "/") {
 				cur = 0
 			}
@@ -444,83 +454,4 @@ func (b *builder) lookBelow(p string) *layer.Entry {
 	}
 	at := lookup(b.below, p)
 	return at.entry()
-}
-
-// mark notes a whiteout or an opaque directory. It never follows a symlink,
-// and has no effect below what is no directory.
-func (b *builder) mark(e *layer.Entry) {
-	p := clean(e.Path)
-	dir, base := split(p)
-	if e.Type == layer.Opaque {
-		dir, base = p, ""
-	} else if b.hidesNothing(dir) {
-		b.misplaced = b.misplaced || b.find(p) == 0
-		return
-	}
-	cur, ok := b.carrier(dir)
-	if !ok {
-		b.misplaced = true
-		return
-	}
-	if e.Type == layer.Opaque {
-		b.nodes[cur].opaque = true
-		return
-	}
-	if p == "." {
-		b.nodes[0].opaque = true
-		return
-	}
-	c, ok := b.child(cur, base)
-	if !ok {
-		c = b.newChild(cur, base)
-	}
-	b.nodes[c].hides = true
-}
-
-// carrier returns the directory dir for a mark, made if the layer does not have
-// it; false if something there is no directory, or removed by the layer.
-func (b *builder) carrier(dir string) (int32, bool) {
-	if dir == "." {
-		return 0, true
-	}
-	for i := 0; i <= len(dir); i++ {
-		if i < len(dir) && dir[i] != '/' {
-			continue
-		}
-		q := dir[:i]
-		if n := b.find(q); n != 0 {
-			if !b.nodes[n].dir {
-				return 0, false
-			}
-		} else if below := b.lookBelow(q); b.whited[q] || below != nil && below.Type != layer.Dir {
-			return 0, false
-		}
-	}
-	cur := int32(0)
-	for name := range strings.SplitSeq(dir, "/") {
-		c, ok := b.child(cur, name)
-		if !ok {
-			c = b.newChild(cur, name)
-		}
-		if !b.nodes[c].present() {
-			b.imply(c)
-		}
-		cur = c
-	}
-	return cur, true
-}
-
-// hidesNothing tells whether a whiteout in directory dir has nothing to hide,
-// because no layer below has that directory. It must not be in the tree then:
-// in a directory that it does not merge, overlayfs lists a whiteout as a name
-// that cannot be opened.
-func (b *builder) hidesNothing(dir string) bool {
-	if dir == "." {
-		return false
-	}
-	if dir != b.whiteDir {
-		below := b.lookBelow(dir)
-		b.whiteDir, b.whiteVoid = dir, b.opaques[dir] || below == nil || below.Type != layer.Dir
-	}
-	return b.whiteVoid
 }

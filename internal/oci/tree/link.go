@@ -119,7 +119,8 @@ func (b *builder) target(p string) (int32, place) {
 		if e == nil || e.Type != layer.Symlink {
 			continue
 		}
-		if links++; links > maxLinks {
+		links++
+		if b.followed += len(e.Link); links > maxLinks || b.followed > maxTargets {
 			return 0, place{}
 		}
 		cur, _ = split(cur)

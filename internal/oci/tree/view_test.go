@@ -143,6 +143,32 @@ func TestDiffOfModels(t *testing.T) {
 	}
 }
 
+// A hostile layer cannot make an index cost more than it is long.
+func TestHostileLinks(t *testing.T) {
+	long := strings.Repeat("a/../", 700)
+	below := []string{"d a"}
+	for i := range 250 {
+		below = append(below, fmt.Sprintf("l l%d %sl%d", i, long, i+1))
+	}
+	var above []string
+	for i := range 20000 {
+		above = append(above, fmt.Sprintf("f l0/%d/f x", i))
+	}
+	s := stack(append(below, "d l250"), above)
+	if _, err := s.Lstat("l250/0/f"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Names that package layer would have cleaned stay inside the root.
+func TestUncleanPaths(t *testing.T) {
+	s := stack(lines{"f ../x x", "f /y y", "d a//b/", "f ./a/./b/../z z", "w ../../q", "o /", "h ../k ../x"})
+	got := strings.Join(show(t, s), ", ")
+	if want := "d . -, d a -, d a/b, f a/z z, f k x=x, f x x, f y y"; got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+}
+
 // FROM scratch: a stack of no layers is an empty root.
 func TestEmptyStack(t *testing.T) {
 	s := New(nil, nil)
