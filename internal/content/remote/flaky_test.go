@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -188,9 +189,12 @@ func TestHub(t *testing.T) {
 	f := ocitest.NewFlaky(t)
 	r := mustRef(t, "busybox:v1")
 	f.Add(r, ocitest.Two())
+	var mu sync.Mutex
 	var hosts []string
 	c := client(remote.Options{Transport: transport(func(req *http.Request) (*http.Response, error) {
+		mu.Lock()
 		hosts = append(hosts, req.URL.Scheme+"://"+req.URL.Host)
+		mu.Unlock()
 		req = req.Clone(req.Context())
 		req.URL.Scheme, req.URL.Host = "http", f.Host()
 		return http.DefaultTransport.RoundTrip(req)
