@@ -154,6 +154,10 @@ func forward(run *container.Run, signals <-chan os.Signal, ended <-chan struct{}
 
 // runImage finds the image, and pulls it where --pull says so.
 func (a *App) runImage(ctx context.Context, s *store.Store, f *runFlags, name string) (*store.Image, error) {
+	r, err := ref.Parse(name)
+	if err != nil {
+		return nil, err
+	}
 	if f.pull != content.PullAlways {
 		img, err := s.Find(ctx, name)
 		if err == nil && f.platform == "" {
@@ -162,10 +166,6 @@ func (a *App) runImage(ctx context.Context, s *store.Store, f *runFlags, name st
 		if err != nil && !isNotFound(err) {
 			return nil, refused(err)
 		}
-	}
-	r, err := ref.Parse(name)
-	if err != nil {
-		return nil, err
 	}
 	r = r.WithDefaultTag()
 	p := content.Host()

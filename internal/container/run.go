@@ -51,7 +51,7 @@ type Run struct {
 
 // Create makes a container of opt; its lock is held until Close. ctx carries a
 // lease: without Remove the container outlives it.
-func (c *Set) Create(ctx context.Context, opt *Options) (run *Run, err error) {
+func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 	spec := opt.Sandbox
 	one := &Container{
 		ID: newID(), Name: opt.Name, Image: opt.ImageName, ImageID: opt.Image.ID, Layers: opt.Image.Layers,
@@ -79,11 +79,17 @@ func (c *Set) Create(ctx context.Context, opt *Options) (run *Run, err error) {
 	}
 	spec.Env = environment(&spec, conf.Env, opt.Env)
 
-	run = &Run{Container: one, set: c}
+	run := &Run{Container: one, set: c}
+	recorded := false
 	defer func() {
-		if err != nil {
-			run.Close()
+		if err == nil {
+			return
+		}
+		run.unlock()
+		if recorded {
 			c.discard(context.WithoutCancel(ctx), one.ID)
+		} else {
+			os.RemoveAll(c.dir(one.ID))
 		}
 	}()
 	dir := c.dir(one.ID)
@@ -97,11 +103,9 @@ func (c *Set) Create(ctx context.Context, opt *Options) (run *Run, err error) {
 		return nil, fmt.Errorf("lock %s: %w", run.lock.Name(), err)
 	}
 	if err := c.reserve(ctx, one); err != nil {
-		run.lock.Close()
-		run.lock = nil
-		os.RemoveAll(dir)
 		return nil, err
 	}
+	recorded = true
 	root, err := rootfs.Prepare(ctx, c.store, opt.Image.Layers)
 	if err != nil {
 		return nil, err
@@ -232,6 +236,10 @@ func (r *Run) Close() {
 	if r.Remove && r.process == nil {
 		r.set.discard(context.Background(), r.ID)
 	}
+	r.unlock()
+}
+
+func (r *Run) unlock() {
 	if r.lock != nil {
 		r.lock.Close()
 		r.lock = nil
