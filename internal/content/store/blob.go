@@ -390,7 +390,7 @@ func (s *Store) Put(ctx context.Context, d oci.Descriptor, r io.Reader) error {
 // The file is synced after the row is there, outside of the lock: the row
 // carries this boot until then, so that after a power cut in between the blob
 // is verified before anything uses it. admit returns, and thereby acknowledges,
-// after the sync.
+// after the sync; a lazy file is not synced at all.
 func (s *Store) admit(ctx context.Context, a *aside, d oci.Descriptor, also func(*tx) error) error {
 	path := s.blobPath(d.Digest)
 	plain := plainSize(a.f, d.Size)
@@ -429,8 +429,8 @@ func (s *Store) admit(ctx context.Context, a *aside, d oci.Descriptor, also func
 		return s.failed(path, err)
 	}
 	leaseOf(ctx).remember(d.Digest)
-	if !a.gone {
-		return nil // another writer was first
+	if !a.gone || a.lazy {
+		return nil // another writer was first, or nobody waits for the disk
 	}
 	if err := a.sync(path); err != nil {
 		return s.failed(path, err)

@@ -21,6 +21,10 @@ type aside struct {
 	flushed int64
 	err     error
 	gone    bool // renamed to its place
+	// lazy leaves it to the kernel when the bytes reach the disk. The blob's row
+	// carries this boot, so that after a power cut it is verified before its
+	// first use, as trees are.
+	lazy bool
 }
 
 func newName() string {
@@ -53,7 +57,7 @@ func (a *aside) Write(p []byte) (int, error) {
 	n, err := a.f.Write(p)
 	a.n += int64(n)
 	a.err = err
-	if a.n-a.flushed >= writeback {
+	if !a.lazy && a.n-a.flushed >= writeback {
 		// An optimization only: its failures show up at the sync.
 		_ = unix.SyncFileRange(int(a.f.Fd()), a.flushed, a.n-a.flushed, unix.SYNC_FILE_RANGE_WRITE)
 		a.flushed = a.n
