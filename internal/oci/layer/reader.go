@@ -104,7 +104,8 @@ func (s *scanner) readError(err error, format string, args ...any) error {
 }
 
 // content reads e's content, which must be done before next is called again;
-// fn, if given, gets the bytes. It sets the digest.
+// fn, if given, gets the bytes. The digest is set now or
+// by finish.
 func (s *scanner) content(e *Entry, fn func([]byte) error) error {
 	if e.Type != Regular {
 		return nil
@@ -113,12 +114,18 @@ func (s *scanner) content(e *Entry, fn func([]byte) error) error {
 		e.Digest = emptyDigest
 		return nil
 	}
-	s.file.Reset()
+	if s.sparse {
+		s.file.Reset()
+	} else {
+		s.in.entry = len(s.toc.Entries) - 1 // hashed in the background
+	}
 	var n int64
 	for {
 		k, err := s.tr.Read(s.buf)
 		if k > 0 {
-			s.file.Write(s.buf[:k])
+			if s.sparse {
+				s.file.Write(s.buf[:k])
+			}
 			n += int64(k)
 			if fn != nil {
 				if err := fn(s.buf[:k]); err != nil {
@@ -136,7 +143,11 @@ func (s *scanner) content(e *Entry, fn func([]byte) error) error {
 	if n != e.Size {
 		return fmt.Errorf("layer tar: %.200q has %d of %d bytes: %w", e.Path, n, e.Size, oci.ErrInvalid)
 	}
-	e.Digest = hexDigest(s.file)
+	if s.sparse {
+		e.Digest = hexDigest(s.file)
+	} else {
+		s.in.contentEnd()
+	}
 	return nil
 }
 
@@ -148,7 +159,7 @@ func (s *scanner) finish() (*TOC, error) {
 	if err := s.in.drain(); err != nil {
 		return nil, fmt.Errorf("layer tar: %w", err)
 	}
-	s.toc.DiffID, s.toc.Size = s.in.d.sum(nil)
+	s.toc.DiffID, s.toc.Size = s.in.d.finish(nil, s.toc.Entries)
 	return &s.toc, nil
 }
 

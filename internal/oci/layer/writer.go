@@ -1,9 +1,7 @@
 package layer
 
 import (
-	"crypto/sha256"
 	"fmt"
-	"hash"
 	"io"
 	"slices"
 	"strings"
@@ -39,7 +37,6 @@ type Writer struct {
 	d       *digester
 	cur     *chunk
 	off     int64 // of the next byte
-	file    hash.Hash
 	pax     []byte
 	keys    []string
 	one     [1]byte
@@ -50,7 +47,7 @@ type Writer struct {
 // NewWriter returns a Writer to w. The bytes are hashed as they pass; w needs
 // no buffering of its own.
 func NewWriter(w io.Writer) *Writer {
-	return &Writer{w: w, d: newDigester(), file: sha256.New()}
+	return &Writer{w: w, d: newDigester()}
 }
 
 // Write appends e and, for a regular file, exactly e.Size bytes of content;
@@ -92,15 +89,13 @@ func (w *Writer) Close() (*TOC, error) {
 			return nil, w.err
 		}
 	}
-	var rest []byte
 	if w.cur != nil {
-		rest = w.cur.b[:w.cur.n]
-		if _, w.err = w.w.Write(rest); w.err != nil {
+		if _, w.err = w.w.Write(w.cur.b[:w.cur.n]); w.err != nil {
 			return nil, w.err
 		}
 	}
 	t := &TOC{Entries: w.entries}
-	t.DiffID, t.Size = w.d.sum(rest)
+	t.DiffID, t.Size = w.d.finish(w.cur, w.entries)
 	w.err = fmt.Errorf("layer writer is closed: %w", oci.ErrInvalid)
 	return t, nil
 }
@@ -242,7 +237,8 @@ func (w *Writer) room() ([]byte, error) {
 	if w.cur != nil && w.cur.n == len(w.cur.b) {
 		c := w.cur
 		w.cur = nil
-		w.d.put(c) // hashed while it is written
+		w.d.put(c, toStream) // hashed while it is written
+		w.d.put(c, toContents)
 		_, err := w.w.Write(c.b[:c.n])
 		w.d.release(c)
 		if err != nil {
@@ -261,12 +257,9 @@ func (w *Writer) advance(n int) {
 }
 
 // content copies e's content into the tar: read straight into the chunk that
-// will be written, and hashed there.
+// will be written, and hashed there in the background.
 func (w *Writer) content(e *Entry, r io.Reader) error {
 	want := e.Digest == ""
-	if want {
-		w.file.Reset()
-	}
 	var err error
 	for left := e.Size; left > 0; {
 		b, werr := w.room()
@@ -281,11 +274,12 @@ func (w *Writer) content(e *Entry, r io.Reader) error {
 		}
 		var n int
 		n, err = r.Read(b[:min(int64(len(b)), left)])
-		if want {
-			w.file.Write(b[:n])
+		left -= int64(n)
+		if want && (n > 0 || left == 0) {
+			c := w.cur
+			c.segs = append(c.segs, segment{from: c.n, to: c.n + n, entry: len(w.entries), last: left == 0})
 		}
 		w.advance(n)
-		left -= int64(n)
 	}
 	for r != nil && err == nil {
 		var n int
@@ -296,8 +290,8 @@ func (w *Writer) content(e *Entry, r io.Reader) error {
 	if r != nil && err != io.EOF {
 		return err
 	}
-	if want {
-		e.Digest = hexDigest(w.file)
+	if want && e.Size == 0 {
+		e.Digest = emptyDigest
 	}
 	return w.pad()
 }
