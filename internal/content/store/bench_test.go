@@ -125,3 +125,25 @@ func BenchmarkOpenImages(b *testing.B) {
 		})
 	}
 }
+
+// What a command costs that finds everything as it was: open, take a lease,
+// look up what it holds, release, close.
+func BenchmarkCommand(b *testing.B) {
+	root := filled(b, 10)
+	d := numbered(7).Target
+	for b.Loop() {
+		s, err := store.Open(root, store.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		ctx, release, err := s.Lease(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		if ok, err := s.Has(ctx, d); err != nil || !ok {
+			b.Fatal(ok, err)
+		}
+		release()
+		s.Close()
+	}
+}
