@@ -37,7 +37,7 @@ func (a *App) historyCommand(use string) *cobra.Command {
 	fs.BoolVarP(&o.human, "human", "H", true, "Print sizes and dates for people")
 	fs.BoolVar(&o.noTrunc, "no-trunc", false, "Don't cut anything short")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Show only image IDs")
-	return cmd
+	return a.spelled(cmd, "image history", "history")
 }
 
 // historyRow is a line of `history`; its fields are the placeholders.

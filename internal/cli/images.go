@@ -48,7 +48,7 @@ func (a *App) imagesCommand(use string) *cobra.Command {
 	fs.StringVar(&o.format, "format", "", formatHelp)
 	fs.BoolVar(&o.noTrunc, "no-trunc", false, "Don't cut IDs short")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Show only image IDs")
-	return cmd
+	return a.spelled(cmd, "image ls", "image list", "images")
 }
 
 const formatHelp = `Print with "table", "table TEMPLATE", "json" or a Go TEMPLATE`

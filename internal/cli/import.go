@@ -47,7 +47,7 @@ func (a *App) importCommand(use string) *cobra.Command {
 	fs.StringArrayVarP(&o.changes, "change", "c", nil, "Apply a Dockerfile instruction to the image's config")
 	fs.StringVarP(&o.message, "message", "m", "", "Comment on the image")
 	fs.StringVar(&o.platform, "platform", "", "The image is for this platform (os[/arch[/variant]])")
-	return cmd
+	return a.spelled(cmd, "image import", "import")
 }
 
 func (a *App) importImage(ctx context.Context, o *importOptions) error {

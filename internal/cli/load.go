@@ -37,7 +37,7 @@ func (a *App) loadCommand(use string) *cobra.Command {
 	fs.StringVarP(&o.input, "input", "i", "", "Read this file or directory")
 	fs.StringSliceVar(&o.platforms, "platform", nil, "Read only these platforms' images of several (os[/arch[/variant]])")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Print no progress")
-	return cmd
+	return a.spelled(cmd, "image load", "load")
 }
 
 func (a *App) load(ctx context.Context, o *loadOptions) error {

@@ -40,7 +40,7 @@ func (a *App) pullCommand(use string) *cobra.Command {
 	fs.BoolVarP(&o.allTags, "all-tags", "a", false, "Fetch all tags of the repository")
 	fs.StringVar(&o.platform, "platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "Fetch this platform's image of several (os[/arch[/variant]])")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Print only the image's name")
-	return cmd
+	return a.spelled(cmd, "image pull", "pull")
 }
 
 func (a *App) pull(ctx context.Context, name string, o *pullOptions) error {

@@ -36,7 +36,7 @@ func (a *App) pushCommand(use string) *cobra.Command {
 	fs.BoolVarP(&o.allTags, "all-tags", "a", false, "Send all tags of the repository")
 	fs.StringVar(&o.platform, "platform", "", "Send only this platform's image of several (os[/arch[/variant]])")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Print only the image's name")
-	return cmd
+	return a.spelled(cmd, "image push", "push")
 }
 
 func (a *App) push(ctx context.Context, name string, o *pushOptions) error {

@@ -29,7 +29,7 @@ func (a *App) rmiCommand(use string) *cobra.Command {
 	fs := cmd.Flags()
 	fs.BoolVarP(&force, "force", "f", false, "Remove also what several names or stopped containers use")
 	fs.BoolVar(&noPrune, "no-prune", false, "Keep untagged parents (strake's images have none)")
-	return cmd
+	return a.spelled(cmd, "image rm", "image remove", "rmi")
 }
 
 // rmi removes each of names, goes on where one fails and reports all failures.

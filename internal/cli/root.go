@@ -126,7 +126,17 @@ func (a *App) rootCommand() *cobra.Command {
 	_ = pf.MarkShorthandDeprecated("help", "use --help")
 
 	root.AddCommand(a.topLevel()...)
+	plainUsage(root)
 	return root
+}
+
+// plainUsage keeps cobra's "[flags]" out of the usage lines of cmd and all below
+// it: theirs say OPTIONS where it belongs.
+func plainUsage(cmd *cobra.Command) {
+	cmd.DisableFlagsInUseLine = true
+	for _, c := range cmd.Commands() {
+		plainUsage(c)
+	}
 }
 
 // group makes a command that only holds others.

@@ -40,7 +40,7 @@ func (a *App) saveCommand(use string) *cobra.Command {
 	fs := cmd.Flags()
 	fs.StringVarP(&o.output, "output", "o", "", "Write to this file")
 	fs.StringSliceVar(&o.platforms, "platform", nil, "Write only these platforms' images of several (os[/arch[/variant]])")
-	return cmd
+	return a.spelled(cmd, "image save", "save")
 }
 
 func (a *App) save(ctx context.Context, names []string, o *saveOptions) error {

@@ -11,7 +11,7 @@ import (
 )
 
 func (a *App) tagCommand(use string) *cobra.Command {
-	return &cobra.Command{
+	return a.spelled(&cobra.Command{
 		Use:     use + " SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]",
 		Short:   "Give an image another name",
 		Example: "  strake tag web:latest registry.example.com/team/web:1.4",
@@ -19,7 +19,7 @@ func (a *App) tagCommand(use string) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.tag(cmd.Context(), args[0], args[1])
 		},
-	}
+	}, "image tag", "tag")
 }
 
 func (a *App) tag(ctx context.Context, source, target string) error {
