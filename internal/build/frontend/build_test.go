@@ -29,7 +29,7 @@ import (
 
 // lab is a store with the image busybox:latest in it, and a context directory.
 type lab struct {
-	*testing.T
+	testing.TB
 	store *store.Store
 	dir   string
 	opt   build.Options
@@ -41,7 +41,7 @@ type lab struct {
 // applets are the links to busybox that the tests' commands use.
 const applets = "sh cat echo ls mkdir touch rm true false env id stat sleep ln chmod chown cp mv test sed grep find md5sum date hostname wc head tr"
 
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: commands run in namespaces over overlayfs")
@@ -55,12 +55,12 @@ func newLab(t *testing.T) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	l := &lab{T: t, store: s, dir: t.TempDir()}
+	l := &lab{TB: t, store: s, dir: t.TempDir()}
 	l.addImage("busybox", busyboxTar(t, busybox), nil)
 	return l
 }
 
-func busyboxTar(t *testing.T, busybox string) []byte {
+func busyboxTar(t testing.TB, busybox string) []byte {
 	bin, err := os.ReadFile(busybox)
 	if err != nil {
 		t.Fatal(err)

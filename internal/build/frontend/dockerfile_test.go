@@ -214,7 +214,7 @@ func TestFailures(t *testing.T) {
 		{"a command that fails", "FROM busybox\nRUN exit 3\n", `process "/bin/sh -c exit 3" did not complete successfully: exit code: 3`},
 		{"a missing file", "FROM busybox\nCOPY nosuch /\n", `"/nosuch": not found`},
 		{"an unknown instruction", "FROM busybox\nFOO bar\n", "dockerfile parse error on line 2: unknown instruction: FOO"},
-		{"no stage", "# nothing\nARG A\n", "no build stage in current context"},
+		{"no stage", "# nothing\nARG A\n", "no stages to build"},
 		{"an unknown image", "FROM nosuch\n", "nosuch"},
 		{"a missing stage", "FROM busybox\nCOPY --from=zz /a /b\n", "zz"},
 		{"a user that is not there", "FROM busybox\nUSER nobody\nRUN true\n", "unable to find user nobody"},
