@@ -198,7 +198,8 @@ func (a *Archive) makeManifest(ctx context.Context, e entry) (oci.Descriptor, er
 		return none, fmt.Errorf("config %s: %v: %w", e.Config, err, oci.ErrInvalid)
 	}
 	if got, want := len(e.Layers), len(cfg.RootFS.DiffIDs); got != want {
-		return none, fmt.Errorf("invalid manifest, layers length mismatch: expected %d, got %d: %w", got, want, oci.ErrInvalid)
+		// Docker's words: it takes the manifest for what is expected.
+		return none, invalid{fmt.Errorf("invalid manifest, layers length mismatch: expected %d, got %d", got, want)}
 	}
 	m := oci.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeManifest,
@@ -207,19 +208,25 @@ func (a *Archive) makeManifest(ctx context.Context, e entry) (oci.Descriptor, er
 	}
 	a.blobs[m.Config.Digest] = blob{member: configName}
 	members := make([]string, len(e.Layers))
-	g, gctx := errgroup.WithContext(ctx)
+	failed := make([]error, len(e.Layers))
+	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, name := range e.Layers {
 		if members[i], err = clean(name); err != nil {
 			return none, err
 		}
-		g.Go(func() (err error) {
-			m.Layers[i], err = a.layer(gctx, members[i], cfg.RootFS.DiffIDs[i])
-			return err
+	}
+	for i := range members {
+		g.Go(func() error {
+			m.Layers[i], failed[i] = a.layer(ctx, members[i], cfg.RootFS.DiffIDs[i])
+			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return none, err
+	g.Wait()
+	for _, err := range failed { // the lowest layer's, whoever was first
+		if err != nil {
+			return none, err
+		}
 	}
 	for i, d := range m.Layers {
 		a.blobs[d.Digest] = blob{member: members[i]}
