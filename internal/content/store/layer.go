@@ -423,10 +423,14 @@ func (s *Store) OpenFile(ctx context.Context, diffID oci.Digest, e *layer.Entry)
 	if err := checkDigest(diffID); err != nil {
 		return nil, err
 	}
-	if f, err := s.openBlob(ctx, diffID); err == nil {
-		return checked(io.NewSectionReader(f, e.Offset, e.Size), f, e), nil
-	} else if !errors.Is(err, oci.ErrNotFound) {
-		return nil, err
+	if e.Offset >= 0 { // what is stored with holes has none
+		f, err := s.openBlob(ctx, diffID)
+		if err == nil {
+			return checked(io.NewSectionReader(f, e.Offset, e.Size), f, e), nil
+		}
+		if !errors.Is(err, oci.ErrNotFound) {
+			return nil, err
+		}
 	}
 	tree, err := s.Tree(ctx, diffID)
 	if err != nil {
