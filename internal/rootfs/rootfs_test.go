@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -316,6 +317,41 @@ func TestCommitNothing(t *testing.T) {
 			t.Errorf("Commit gave %v, %v", toc, err)
 		}
 	}
+}
+
+// A sparse file of a layer that must be unpacked for its stack keeps its content.
+func TestSparse(t *testing.T) {
+	needRoot(t)
+	gnu, err := exec.LookPath("tar")
+	if err != nil {
+		t.Skip("needs tar to write a sparse tar")
+	}
+	ctx, s := open(t)
+	src := t.TempDir()
+	if err := os.WriteFile(src+"/big", append(make([]byte, 1<<20), "end"...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(src+"/big", 2<<20); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := exec.Command(gnu, "-C", src, "-cS", "--transform=s,^,lib/,", "big").Output()
+	if err != nil || len(raw) > 1<<20 {
+		t.Skipf("this tar wrote %d bytes, %v", len(raw), err)
+	}
+	d := oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	if err := s.Put(ctx, d, bytes.NewReader(raw)); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Prepare(ctx, s, []oci.Digest{put(t, ctx, s, "d usr", "l lib usr"), d.Digest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mount(t, r, func(at string) {
+		b, err := os.ReadFile(at + "/usr/big")
+		if err != nil || len(b) != 2<<20 || string(b[1<<20:1<<20+4]) != "end\x00" {
+			t.Errorf("%d bytes, %v", len(b), err)
+		}
+	})
 }
 
 func TestPrepareFails(t *testing.T) {
