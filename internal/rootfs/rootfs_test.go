@@ -328,10 +328,12 @@ func TestSparse(t *testing.T) {
 	}
 	ctx, s := open(t)
 	src := t.TempDir()
-	if err := os.WriteFile(src+"/big", append(make([]byte, 1<<20), "end"...), 0o644); err != nil {
+	f, err := os.Create(src + "/big")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(src+"/big", 2<<20); err != nil {
+	_, err = f.WriteAt([]byte("end"), 1<<20)
+	if err := errors.Join(err, f.Truncate(2<<20), f.Close()); err != nil {
 		t.Fatal(err)
 	}
 	raw, err := exec.Command(gnu, "-C", src, "-cS", "--transform=s,^,lib/,", "big").Output()
