@@ -2,6 +2,7 @@ package fileop
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -127,7 +128,10 @@ func (c *copier) one(w *walker, s source, a *pb.FileActionCopy) error {
 	}
 	e, err := c.v.Lstat(s.at)
 	if err != nil {
-		return pathError("lstat", s.name, syscall.ENOENT)
+		if errors.Is(err, fs.ErrNotExist) {
+			return pathError("lstat", s.name, syscall.ENOENT)
+		}
+		return err
 	}
 	isDir := e.Type == layer.Dir
 	there := c.d.stat(c.dst)

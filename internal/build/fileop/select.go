@@ -5,8 +5,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -64,11 +66,14 @@ func Selected(ctx context.Context, src tree.View, a *pb.FileActionCopy) (oci.Dig
 		return "", err
 	}
 	for _, one := range all {
-		e := statOf(src)(one.at)
-		if e == nil {
-			if filtered {
-				continue
-			}
+		e, err := src.Lstat(one.at)
+		switch {
+		case err == nil:
+		case !errors.Is(err, fs.ErrNotExist):
+			return "", err
+		case filtered:
+			continue
+		default:
 			return "", &NotFoundError{slash(one.name)}
 		}
 		if p, ok := src.(Prefetcher); ok && e.Type == layer.Dir {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
@@ -30,6 +31,8 @@ const (
 	recordSize   = 80
 	flagCapable  = 1
 	maxCacheSize = 1 << 30
+	// maxRecords is where records of files that may be long gone are dropped.
+	maxRecords = 500_000
 )
 
 type record []byte
@@ -52,9 +55,11 @@ func (r record) capable() bool { return r[72]&flagCapable != 0 }
 type cache struct {
 	file string // "" keeps nothing
 	old  []byte // records of the file as it was
+	hits atomic.Int64
 
 	mu    sync.Mutex
 	fresh map[inode]record
+	saved int // how many of fresh the file has
 }
 
 type inode struct{ dev, ino uint64 }
@@ -90,7 +95,11 @@ func (c *cache) find(id identity) (record, bool) {
 		return nil, false
 	}
 	r := record(c.old[i*recordSize : (i+1)*recordSize])
-	return r, r.id() == id
+	if r.id() != id {
+		return nil, false
+	}
+	c.hits.Add(1)
+	return r, true
 }
 
 func (c *cache) add(id identity, d oci.Digest, capable bool) {
@@ -119,12 +128,16 @@ func (c *cache) add(id identity, d oci.Digest, capable bool) {
 func (c *cache) save() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.file == "" || len(c.fresh) == 0 {
+	if c.file == "" || len(c.fresh) == c.saved {
 		return nil
 	}
-	all := make([]record, 0, len(c.old)/recordSize+len(c.fresh))
-	for i := 0; i < len(c.old); i += recordSize {
-		r := record(c.old[i : i+recordSize])
+	old := c.old // never assigned to: find reads it without the lock
+	if n := int64(len(old) / recordSize); n > maxRecords && n > 10*c.hits.Load() {
+		old = nil // mostly of files that are gone
+	}
+	all := make([]record, 0, len(old)/recordSize+len(c.fresh))
+	for i := 0; i < len(old); i += recordSize {
+		r := record(old[i : i+recordSize])
 		id := r.id()
 		if _, ok := c.fresh[inode{id.dev, id.ino}]; !ok {
 			all = append(all, r)
@@ -150,7 +163,8 @@ func (c *cache) save() error {
 	if err := renameio.WriteFile(c.file, b, 0o600); err != nil {
 		return fmt.Errorf("context cache: %w", err)
 	}
-	clear(c.fresh)
-	c.old = b[headerSize:]
+	// What is looked up in old at this moment stays as it is; fresh is kept, to
+	// be written again with what comes.
+	c.saved = len(c.fresh)
 	return nil
 }
