@@ -158,8 +158,10 @@ func (a *App) runImage(ctx context.Context, s *store.Store, f *runFlags, name st
 	if err != nil {
 		return nil, err
 	}
+	absent := false
 	if f.pull != content.PullAlways {
 		img, err := s.Find(ctx, name)
+		absent = err != nil
 		if err == nil && f.platform == "" {
 			return img, nil
 		}
@@ -175,13 +177,10 @@ func (a *App) runImage(ctx context.Context, s *store.Store, f *runFlags, name st
 		}
 	}
 	printer := term.NewTransferPrinter(a.Err, term.Pull)
-	var once sync.Once
+	if absent && f.pull == content.PullMissing && !f.quiet {
+		fmt.Fprintf(a.Err, "Unable to find image '%s' locally\n", r.Familiar())
+	}
 	_, err = a.ensure(ctx, s, r, p, f.pull, func(e content.Event) {
-		once.Do(func() {
-			if f.pull == content.PullMissing && !f.quiet {
-				fmt.Fprintf(a.Err, "Unable to find image '%s' locally\n", r.Familiar())
-			}
-		})
 		if !f.quiet {
 			printer.Event(e)
 		}

@@ -126,11 +126,11 @@ func (c *Set) Find(ctx context.Context, name string) (*Container, error) {
 	}
 	switch len(prefixed) {
 	case 0:
-		return nil, fmt.Errorf("No such container: %s: %w", name, oci.ErrNotFound)
+		return nil, fmt.Errorf("No such container: %s%w", name, quiet{oci.ErrNotFound})
 	case 1:
 		return prefixed[0], nil
 	}
-	return nil, fmt.Errorf("multiple IDs found with provided prefix: %s: %w", name, oci.ErrInvalid)
+	return nil, fmt.Errorf("multiple IDs found with provided prefix: %s%w", name, quiet{oci.ErrInvalid})
 }
 
 // Delete removes a container that does not run, or with force kills it first.
@@ -141,7 +141,7 @@ func (c *Set) Delete(ctx context.Context, name string, force bool) error {
 	}
 	if one.State == Running {
 		if !force {
-			return fmt.Errorf("cannot remove container %q: container is running: stop the container before removing or force remove: %w", name, oci.ErrConflict)
+			return fmt.Errorf("cannot remove container %q: container is running: stop the container before removing or force remove%w", name, quiet{oci.ErrConflict})
 		}
 		if err := c.kill(ctx, one); err != nil {
 			return fmt.Errorf("cannot remove container %q: %w", name, err)
@@ -200,7 +200,7 @@ func (c *Set) reserve(ctx context.Context, one *Container) error {
 		return fmt.Errorf("lock %s: %w", all.Name(), err)
 	}
 	if one.Name != "" && !validName().MatchString(one.Name) {
-		return fmt.Errorf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed: %w", one.Name, oci.ErrInvalid)
+		return fmt.Errorf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed%w", one.Name, quiet{oci.ErrInvalid})
 	}
 	list, err := c.List(ctx)
 	if err != nil {
