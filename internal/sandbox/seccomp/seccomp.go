@@ -11,6 +11,7 @@ package seccomp
 //go:generate go run gen.go
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
@@ -46,6 +47,14 @@ func Default(caps []string) (*Program, error) {
 
 // Compile compiles a profile in docker's JSON.
 func Compile(profile string, caps []string) (*Program, error) {
+	// The library does not survive a null in the list.
+	var list struct{ Syscalls []*json.RawMessage }
+	if err := json.Unmarshal([]byte(profile), &list); err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	}
+	if slices.Contains(list.Syscalls, nil) {
+		return nil, errors.New("seccomp profile: null in the list of system calls")
+	}
 	p, err := seccomp.LoadProfile(profile, specFor(caps))
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
