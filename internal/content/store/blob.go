@@ -67,14 +67,14 @@ func (s *Store) find(t *tx, d oci.Digest) (f form, err error) {
 	return f, err
 }
 
-// lookup finds d and, in the same transaction, takes it into ctx's lease, so
-// that no Collect comes between the answer and what is done with it.
+// lookup finds d and takes it into ctx's lease, so that no Collect comes
+// between the answer and what is done with it.
 func (s *Store) lookup(ctx context.Context, d oci.Digest) (f form, err error) {
 	for {
-		err = s.leasing(ctx, d, func(t *tx) (found bool, err error) {
+		err = s.leasing(ctx, func(t *tx) (err error) {
 			f, err = s.find(t, d)
-			return f.kind != formNone, err
-		})
+			return err
+		}, d)
 		if err != nil || f.kind == formNone {
 			return f, err
 		}
@@ -384,8 +384,8 @@ func (s *Store) Put(ctx context.Context, d oci.Descriptor, r io.Reader) error {
 // row happen under the database's write lock; Collect deletes rows in one
 // transaction and removes the files of those that still have no row in the
 // next, so either it sees this row, or this rename comes after its removal.
-// The lease's hold is taken in this transaction too. A process that dies after
-// the rename leaves a file without a row, which the next Put replaces.
+// The lease's hold is written before, for the Collect that sees the row. A
+// process that dies after the rename leaves a file without a row, which the next Put replaces.
 //
 // The file is synced after the row is there, outside of the lock: the row
 // carries this boot until then, so that after a power cut in between the blob
@@ -396,6 +396,9 @@ func (s *Store) admit(ctx context.Context, a *aside, d oci.Descriptor, also func
 	plain := plainSize(a.f, d.Size)
 	if err := makeShard(filepath.Dir(path)); err != nil { // and its sync before the lock
 		return s.failed(path, err)
+	}
+	if err := s.hold(leaseOf(ctx), d.Digest); err != nil {
+		return err
 	}
 	err := s.write(ctx, func(t *tx) error {
 		f, err := s.find(t, d.Digest)
@@ -423,12 +426,11 @@ func (s *Store) admit(ctx context.Context, a *aside, d oci.Descriptor, also func
 				return err
 			}
 		}
-		return s.hold(t, leaseOf(ctx), d.Digest)
+		return nil
 	})
 	if err != nil {
 		return s.failed(path, err)
 	}
-	leaseOf(ctx).remember(d.Digest)
 	if !a.gone || a.lazy {
 		return nil // another writer was first, or nobody waits for the disk
 	}

@@ -5,8 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/strake-project/strake/internal/oci"
 )
@@ -80,10 +84,14 @@ func (s *Store) Collect(ctx context.Context, from ...oci.Digest) (*Freed, error)
 // bringOut decides what is dead and deletes its rows.
 func (s *Store) bringOut(ctx context.Context, from []oci.Digest, freed *Freed) (dead []oci.Digest, err error) {
 	decide := func(t *tx) error {
+		held, err := s.leased()
+		if err != nil {
+			return err
+		}
 		if len(from) > 0 {
-			dead, err = t.deadBelow(from)
+			dead, err = t.deadBelow(from, held)
 		} else {
-			dead, err = t.deadOfAll()
+			dead, err = t.deadOfAll(held)
 		}
 		return err
 	}
@@ -91,6 +99,13 @@ func (s *Store) bringOut(ctx context.Context, from []oci.Digest, freed *Freed) (
 	if err := s.read(ctx, decide); err != nil || len(dead) == 0 {
 		return nil, err
 	}
+	// Whoever finds something from here on waits for the decision; who found
+	// it before has written down that it holds it.
+	gate, err := s.gate(unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	defer gate.Close()
 	return dead, s.writeSynced(ctx, func(t *tx) error {
 		if err := decide(t); err != nil {
 			return err
@@ -99,25 +114,31 @@ func (s *Store) bringOut(ctx context.Context, from []oci.Digest, freed *Freed) (
 	})
 }
 
-// roots is a condition: something outside the graph names the digest ?1.
-const roots = `EXISTS(SELECT 1 FROM tag WHERE digest = ?1) OR EXISTS(SELECT 1 FROM lease_hold WHERE digest = ?1)
+// roots is a condition: something outside the graph, other than a lease, names
+// the digest ?1.
+const roots = `EXISTS(SELECT 1 FROM tag WHERE digest = ?1)
 	OR EXISTS(SELECT 1 FROM record_hold WHERE digest = ?1) OR EXISTS(SELECT 1 FROM repodigest WHERE digest = ?1)`
 
 // deadOfAll returns everything that no root reaches.
-func (t *tx) deadOfAll() ([]oci.Digest, error) {
+func (t *tx) deadOfAll(held map[oci.Digest]bool) ([]oci.Digest, error) {
+	// Not nil, which JSON calls null: no digest is IN a list with a NULL.
+	list, err := json.Marshal(slices.AppendSeq([]oci.Digest{}, maps.Keys(held)))
+	if err != nil {
+		return nil, err
+	}
 	return t.digests(`WITH RECURSIVE live(d) AS (
 			SELECT digest FROM tag UNION SELECT digest FROM repodigest
-			UNION SELECT digest FROM lease_hold UNION SELECT digest FROM record_hold
+			UNION SELECT value FROM json_each(?) UNION SELECT digest FROM record_hold
 			UNION SELECT child FROM edge JOIN live ON parent = d)
 		SELECT digest FROM blob WHERE digest NOT IN (SELECT d FROM live)
 		UNION SELECT diffid FROM layer WHERE diffid NOT IN (SELECT d FROM live)
-		UNION SELECT digest FROM manifest WHERE digest NOT IN (SELECT d FROM live)`)
+		UNION SELECT digest FROM manifest WHERE digest NOT IN (SELECT d FROM live)`, string(list))
 }
 
 // deadBelow returns what is reached from the digests given, and no root
 // reaches. It costs what those digests reach, and for each of that the way up
 // to the nearest root.
-func (t *tx) deadBelow(from []oci.Digest) ([]oci.Digest, error) {
+func (t *tx) deadBelow(from []oci.Digest, held map[oci.Digest]bool) ([]oci.Digest, error) {
 	list, err := json.Marshal(from)
 	if err != nil {
 		return nil, err
@@ -128,7 +149,7 @@ func (t *tx) deadBelow(from []oci.Digest) ([]oci.Digest, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := climb{t: t, alive: map[oci.Digest]bool{}}
+	c := climb{t: t, held: held, alive: map[oci.Digest]bool{}}
 	var dead []oci.Digest
 	for _, d := range all {
 		alive, err := c.reach(d)
@@ -145,6 +166,7 @@ func (t *tx) deadBelow(from []oci.Digest) ([]oci.Digest, error) {
 // climb searches upwards for roots and remembers what it found.
 type climb struct {
 	t     *tx
+	held  map[oci.Digest]bool // by leases
 	alive map[oci.Digest]bool // false: known to be dead
 }
 
@@ -164,7 +186,9 @@ func (c *climb) reach(d oci.Digest) (bool, error) {
 		}
 		if !known && !top.asked {
 			top.asked = true
-			if err := c.t.QueryRow("SELECT "+roots, top.d).Scan(&alive); err != nil {
+			if c.held[top.d] {
+				alive = true
+			} else if err := c.t.QueryRow("SELECT "+roots, top.d).Scan(&alive); err != nil {
 				return false, err
 			}
 		}

@@ -23,7 +23,7 @@ func (e noSuchImage) Is(target error) bool { return target == oci.ErrNotFound }
 func (s *Store) Find(ctx context.Context, name string) (*Image, error) {
 	var img *Image
 	err := s.read(ctx, func(t *tx) (err error) {
-		img, err = t.findImage(name)
+		img, err = s.findImage(t, name)
 		return err
 	})
 	if err != nil {
@@ -44,17 +44,17 @@ func (s *Store) Find(ctx context.Context, name string) (*Image, error) {
 	return img, nil
 }
 
-func (t *tx) findImage(name string) (*Image, error) {
+func (s *Store) findImage(t *tx, name string) (*Image, error) {
 	hex := strings.TrimPrefix(name, "sha256:")
 	if isHex(hex) && len(hex) == 64 {
-		return t.byPrefix(name, "sha256:"+hex)
+		return s.byPrefix(t, name, "sha256:"+hex)
 	}
 	r, err := ref.Parse(name)
 	if err == nil {
 		var target oci.Digest
 		target, err = t.named(r)
 		if err == nil {
-			return t.target(target, noSuchImage{r.WithDefaultTag().Familiar()})
+			return s.showTarget(t, target, noSuchImage{r.WithDefaultTag().Familiar()})
 		}
 		if !errors.Is(err, sql.ErrNoRows) {
 			return nil, err
@@ -62,7 +62,7 @@ func (t *tx) findImage(name string) (*Image, error) {
 		err = noSuchImage{r.WithDefaultTag().Familiar()}
 	}
 	if isHex(hex) && hex != "" {
-		if img, perr := t.byPrefix(name, "sha256:"+hex); perr == nil || !errors.Is(perr, oci.ErrNotFound) {
+		if img, perr := s.byPrefix(t, name, "sha256:"+hex); perr == nil || !errors.Is(perr, oci.ErrNotFound) {
 			return img, perr
 		}
 	}
@@ -93,13 +93,13 @@ const related = `WITH RECURSIVE
 	down(d) AS (SELECT d FROM up UNION SELECT e.child FROM down JOIN edge e ON e.parent = down.d AND e.kind = 2)
 	SELECT d FROM down`
 
-// target returns the image that the manifest or index d shows.
-func (t *tx) target(d oci.Digest, missing error) (*Image, error) {
+// showTarget returns the image that the manifest or index d shows.
+func (s *Store) showTarget(t *tx, d oci.Digest, missing error) (*Image, error) {
 	among, err := t.digests(fmt.Sprintf(related, "digest = ?"), d)
 	if err != nil {
 		return nil, err
 	}
-	g := &gathering{t: t}
+	g := &gathering{s: s, t: t}
 	if err := g.load(append(among, "")); err != nil {
 		return nil, err
 	}
@@ -110,16 +110,16 @@ func (t *tx) target(d oci.Digest, missing error) (*Image, error) {
 	if chosen == nil {
 		return nil, missing
 	}
-	return t.image(chosen.id, d, missing)
+	return s.showImage(t, chosen.id, d, missing)
 }
 
-// image returns the image id, as seen through target unless that is "".
-func (t *tx) image(id, target oci.Digest, missing error) (*Image, error) {
+// showImage returns the image id, as seen through target unless that is "".
+func (s *Store) showImage(t *tx, id, target oci.Digest, missing error) (*Image, error) {
 	among, err := t.digests(fmt.Sprintf(related, "image = ?"), id)
 	if err != nil {
 		return nil, err
 	}
-	g := &gathering{t: t}
+	g := &gathering{s: s, t: t}
 	if err := g.load(append(among, "")); err != nil {
 		return nil, err
 	}
@@ -149,7 +149,7 @@ func (t *tx) image(id, target oci.Digest, missing error) (*Image, error) {
 
 // byPrefix finds the one image whose ID, or a manifest of which, begins with
 // prefix.
-func (t *tx) byPrefix(name, prefix string) (*Image, error) {
+func (s *Store) byPrefix(t *tx, name, prefix string) (*Image, error) {
 	// '~' sorts after every hex digit.
 	ids, err := t.digests(`SELECT image FROM manifest WHERE image >= ?1 AND image < ?2
 		UNION SELECT CASE WHEN image = '' THEN digest ELSE image END FROM manifest WHERE digest >= ?1 AND digest < ?2 LIMIT 2`, prefix, prefix+"~")
@@ -167,7 +167,7 @@ func (t *tx) byPrefix(name, prefix string) (*Image, error) {
 	var exact string
 	err = t.QueryRow("SELECT digest FROM manifest WHERE digest = ?", prefix).Scan(&exact)
 	if err == nil {
-		return t.target(oci.Digest(exact), missing)
+		return s.showTarget(t, oci.Digest(exact), missing)
 	}
 	if !errors.Is(err, sql.ErrNoRows) {
 		return nil, err
@@ -177,7 +177,7 @@ func (t *tx) byPrefix(name, prefix string) (*Image, error) {
 		return nil, err
 	}
 	if isIndex {
-		return t.target(ids[0], missing)
+		return s.showTarget(t, ids[0], missing)
 	}
-	return t.image(ids[0], "", missing)
+	return s.showImage(t, ids[0], "", missing)
 }

@@ -43,7 +43,7 @@ type Image struct {
 func (s *Store) Images(ctx context.Context) ([]Image, error) {
 	var all []Image
 	err := s.read(ctx, func(t *tx) error {
-		g := gathering{t: t}
+		g := gathering{s: s, t: t}
 		if err := g.load(nil); err != nil {
 			return err
 		}
@@ -87,10 +87,12 @@ func (f *facts) platform() oci.Platform {
 // gathering collects what is known of all images, or of one, with one query
 // for each table.
 type gathering struct {
-	t     *tx
-	all   map[oci.Digest]*candidate
-	order []*candidate
-	sizes map[string]layerSize
+	s      *Store
+	t      *tx
+	all    map[oci.Digest]*candidate
+	order  []*candidate
+	sizes  map[string]layerSize
+	leased map[oci.Digest]bool
 }
 
 type layerSize struct {
@@ -166,9 +168,20 @@ func (g *gathering) manifests(where string, args []any) error {
 		c := new(candidate)
 		var f facts
 		var digest, id string
-		if err := scan(&digest, &c.d.MediaType, &c.d.Size, &id, &c.dangling,
+		var named bool
+		if err := scan(&digest, &c.d.MediaType, &c.d.Size, &id, &named, &c.dangling,
 			&f.artifact, &f.created, &f.os, &f.arch, &f.variant, &f.osversion, &f.labels, &f.layers, &f.size); err != nil {
 			return err
+		}
+		if !named && c.dangling {
+			// Work in flight? Few manifests never had a name.
+			if g.leased == nil {
+				var err error
+				if g.leased, err = g.s.leased(); err != nil {
+					return err
+				}
+			}
+			c.dangling = !g.leased[oci.Digest(digest)]
 		}
 		c.d.Digest, c.id, f.id = oci.Digest(digest), oci.Digest(id), oci.Digest(id)
 		if f.size >= 0 { // -1: an index, or an image whose config is not here
@@ -178,8 +191,7 @@ func (g *gathering) manifests(where string, args []any) error {
 		g.order = append(g.order, c)
 		return nil
 	}, `SELECT m.digest, m.mediatype, m.size, m.image,
-			m.named OR NOT EXISTS(SELECT 1 FROM record_hold h WHERE h.digest = m.digest)
-				AND NOT EXISTS(SELECT 1 FROM lease_hold h WHERE h.digest = m.digest),
+			m.named, m.named OR NOT EXISTS(SELECT 1 FROM record_hold h WHERE h.digest = m.digest),
 			coalesce(i.artifact, 0), coalesce(i.created, 0), coalesce(i.os, ''), coalesce(i.arch, ''), coalesce(i.variant, ''),
 			coalesce(i.osversion, ''), coalesce(i.labels, ''), coalesce(i.layers, ''), coalesce(i.size, -1)
 		FROM manifest m LEFT JOIN image i ON i.id = m.image`+where, args...)

@@ -134,6 +134,9 @@ func (s *Store) TakeTree(ctx context.Context, dir string) (*layer.TOC, error) {
 	if err := s.writeTOC(toc); err != nil {
 		return nil, err
 	}
+	if err := s.hold(leaseOf(ctx), toc.DiffID); err != nil {
+		return nil, err
+	}
 	tree := filepath.Join(s.layerPath(toc.DiffID), "tree")
 	kept, trash := false, ""
 	defer func() { s.empty(trash) }()
@@ -154,12 +157,11 @@ func (s *Store) TakeTree(ctx context.Context, dir string) (*layer.TOC, error) {
 				return err
 			}
 		}
-		return s.hold(t, leaseOf(ctx), toc.DiffID)
+		return nil
 	})
 	if err != nil {
 		return nil, s.failed(tree, err)
 	}
-	leaseOf(ctx).remember(toc.DiffID)
 	if kept {
 		if err := removeAll(dir); err != nil {
 			return nil, s.failed(dir, err)
@@ -195,13 +197,12 @@ func (s *Store) Tree(ctx context.Context, diffID oci.Digest) (string, error) {
 	for range 3 {
 		var kind int
 		var stale bool
-		err := s.leasing(ctx, diffID, func(t *tx) (bool, error) {
+		err := s.leasing(ctx, func(t *tx) (err error) {
 			var boot string
-			var err error
 			kind, boot, err = t.tree(diffID)
 			stale = boot != "" && boot != s.boot
-			return kind != treeNone, err
-		})
+			return err
+		}, diffID)
 		if err != nil {
 			return "", err
 		}
@@ -293,10 +294,9 @@ func (s *Store) makeTree(ctx context.Context, diffID oci.Digest) error {
 		if trash, err = s.placeTree(t, diffID, dir, treeForeign); err != nil {
 			return err
 		}
-		return s.hold(t, leaseOf(ctx), diffID)
+		return nil
 	})
 	if err == nil {
-		leaseOf(ctx).remember(diffID)
 		s.cacheTOC(toc)
 	}
 	return s.failed(dir, err)

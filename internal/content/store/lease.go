@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"io/fs"
 	"os"
@@ -15,8 +14,15 @@ import (
 	"github.com/strake-project/strake/internal/oci"
 )
 
-// lease is made real, by its locked file, with the first thing it holds: a
-// command that only looks around pays nothing for having one.
+// lease is made real, by its file, with the first thing it holds: a command
+// that only looks around pays nothing for having one.
+//
+// What it holds are lines of that file and no rows: a command that finds
+// everything as it was writes nothing to the database, and so has no log to
+// sync into it when it ends. A digest is written down before it is looked up,
+// or before the transaction that puts it; Collect reads the files before it
+// decides. Between the look-up and the answer nothing may be decided, see
+// leasing.
 type lease struct {
 	id string
 
@@ -62,57 +68,43 @@ func (s *Store) start(l *lease) error {
 	return nil
 }
 
-func (l *lease) has(d oci.Digest) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, ok := l.held[d]
-	return ok
-}
-
-// leasing runs fn, which looks for d, and takes d into ctx's lease in the same
-// transaction if fn found it. Without a lease, or where it holds d already,
-// only reading is needed.
-func (s *Store) leasing(ctx context.Context, d oci.Digest, fn func(*tx) (found bool, err error)) error {
+// leasing takes digests into ctx's lease and runs fn, which looks for them, on
+// a snapshot of the database. It holds the gate meanwhile: what fn finds was
+// not decided to be dead by a Collect that had not seen the lease.
+func (s *Store) leasing(ctx context.Context, fn func(*tx) error, digests ...oci.Digest) error {
 	l := leaseOf(ctx)
-	if l == nil || s.readOnly != "" || d != "" && l.has(d) {
-		return s.read(ctx, func(t *tx) error {
-			_, err := fn(t)
-			return err
-		})
-	}
-	if err := s.start(l); err != nil {
-		return err
-	}
-	held := false
-	err := s.write(ctx, func(t *tx) error {
-		found, err := fn(t)
-		if err == nil && found {
-			held, err = true, s.hold(t, l, d)
-		}
-		return err
-	})
-	if err == nil && held {
-		l.remember(d)
-	}
-	return err
-}
-
-// remember notes what l holds, after the transaction that wrote it.
-func (l *lease) remember(digests ...oci.Digest) {
-	if l == nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, d := range digests {
-		l.held[d] = struct{}{}
-	}
-}
-
-// hold takes digests into l; t is a write transaction unless l is nil or the
-// store is read-only. After the transaction comes l.remember.
-func (s *Store) hold(t *tx, l *lease, digests ...oci.Digest) error {
 	if l == nil || s.readOnly != "" {
+		return s.read(ctx, fn)
+	}
+	gate, err := s.gate(unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer gate.Close()
+	if err := s.hold(l, digests...); err != nil {
+		return err
+	}
+	return s.read(ctx, fn)
+}
+
+// gate is a lock between those who find something and hold it (shared) and
+// those who decide what is dead (exclusive). Closing the file opens it.
+func (s *Store) gate(how int) (*os.File, error) {
+	f, err := os.Open(s.path("leases"))
+	if err != nil {
+		return nil, s.failed(s.path("leases"), err)
+	}
+	if err := flock(f, how); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// hold takes digests into l, whether they are there or not. Who then finds
+// them does so behind the gate; who puts them, in a transaction that follows.
+func (s *Store) hold(l *lease, digests ...oci.Digest) error {
+	if l == nil || s.readOnly != "" || len(digests) == 0 {
 		return nil
 	}
 	if err := s.start(l); err != nil {
@@ -123,12 +115,43 @@ func (s *Store) hold(t *tx, l *lease, digests ...oci.Digest) error {
 	if l.released {
 		return nil
 	}
+	var lines []byte
 	for _, d := range digests {
-		if _, err := t.Exec("INSERT OR IGNORE INTO lease_hold(digest, lease) VALUES(?,?)", d, l.id); err != nil {
-			return err
+		if _, ok := l.held[d]; !ok {
+			lines = append(append(lines, d...), '\n')
 		}
 	}
+	if len(lines) == 0 {
+		return nil
+	}
+	if _, err := l.file.Write(lines); err != nil {
+		return s.failed(l.file.Name(), err)
+	}
+	for _, d := range digests {
+		l.held[d] = struct{}{}
+	}
 	return nil
+}
+
+// leased returns everything that leases hold. The caller has swept the dead or
+// does not mind theirs.
+func (s *Store) leased() (map[oci.Digest]bool, error) {
+	held := map[oci.Digest]bool{}
+	dir := s.path("leases")
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, s.failed(dir, err)
+	}
+	for _, n := range names {
+		b, err := os.ReadFile(filepath.Join(dir, n.Name()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, s.failed(dir, err)
+		}
+		for line := range strings.Lines(string(b)) {
+			held[oci.Digest(strings.TrimSuffix(line, "\n"))] = true
+		}
+	}
+	return held, nil
 }
 
 func (s *Store) release(l *lease) {
@@ -150,17 +173,11 @@ func (s *Store) release(l *lease) {
 
 // bury removes all that lease id had. The caller has its file locked.
 func (s *Store) bury(id string) {
-	err := s.write(context.Background(), func(t *tx) error {
-		_, err := t.Exec("DELETE FROM lease_hold WHERE lease = ?", id)
-		return err
-	})
-	if err == nil {
-		err = removeAll(s.path("work", id))
-	}
+	err := removeAll(s.path("work", id))
 	if err == nil {
 		err = os.Remove(s.path("leases", id))
 	}
-	if err != nil { // the unlocked file stays; the next sweep tries again
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // the unlocked file stays; the next sweep tries again
 		s.log.Warn("store: release lease", "lease", id, "err", err)
 	}
 }
@@ -212,9 +229,9 @@ func (s *Store) alive(id string) (bool, *os.File) {
 
 // sweepLeases removes what dead processes held and where they worked.
 //
-// An ID without a file is dead if it was seen in work or in the database
-// before: an owner locks its file before it puts anything there, and only its
-// burial removes the file. Of IDs seen as a file only, that must be locked.
+// An ID without a file is dead if it was seen in work before: an owner locks
+// its file before it works, and only its burial removes the file. Of IDs seen
+// as a file only, that must be locked.
 func (s *Store) sweepLeases() error {
 	worked := map[string]bool{}
 	names, err := os.ReadDir(s.path("work"))
@@ -225,16 +242,6 @@ func (s *Store) sweepLeases() error {
 		if !strings.HasPrefix(n.Name(), trashPrefix) {
 			worked[n.Name()] = true
 		}
-	}
-	err = s.read(context.Background(), func(t *tx) error {
-		ids, err := t.holders()
-		for _, id := range ids {
-			worked[id] = true
-		}
-		return err
-	})
-	if err != nil {
-		return err
 	}
 	if names, err = os.ReadDir(s.path("leases")); err != nil {
 		return s.failed(s.path("leases"), err)
@@ -254,22 +261,6 @@ func (s *Store) sweepLeases() error {
 		}
 	}
 	return nil
-}
-
-// holders lists the leases that hold something, by skipping from one to the
-// next: each may hold thousands of digests.
-func (t *tx) holders() (ids []string, err error) {
-	id := ""
-	for {
-		err := t.QueryRow("SELECT lease FROM lease_hold WHERE lease > ? ORDER BY lease LIMIT 1", id).Scan(&id)
-		if errors.Is(err, sql.ErrNoRows) {
-			return ids, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		ids = append(ids, id)
-	}
 }
 
 // removeAll is os.RemoveAll that also enters directories which their owner, if

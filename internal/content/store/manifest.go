@@ -32,18 +32,14 @@ func (s *Store) putManifest(ctx context.Context, d oci.Descriptor, r io.Reader) 
 		return s.cannotWrite(s.readOnly)
 	}
 	known := false
-	err := s.leasing(ctx, d.Digest, func(t *tx) (bool, error) {
-		f, err := s.find(t, d.Digest)
-		if err != nil || f.kind != formBlob || f.stale {
-			return false, err
-		}
+	err := s.read(ctx, func(t *tx) (err error) {
 		known, err = t.exists("SELECT 1 FROM manifest WHERE digest = ?", d.Digest)
-		return known, err
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	if known { // but is its file?
+	if known { // but are its bytes?
 		if known, err = s.Has(ctx, d); err != nil || known {
 			return err
 		}

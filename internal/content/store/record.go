@@ -22,7 +22,7 @@ type Record struct {
 
 // touch is how old a record's Used may be before a look-up renews it: exact
 // enough for choosing what to prune, and most look-ups write nothing.
-const touch = time.Minute
+const touch = time.Hour
 
 // PutRecord stores r, replacing what the key had.
 func (s *Store) PutRecord(ctx context.Context, r Record) error {
@@ -58,43 +58,21 @@ func (s *Store) PutRecord(ctx context.Context, r Record) error {
 // into ctx's lease. Under a lease it also counts as a use.
 func (s *Store) GetRecord(ctx context.Context, bucket, key string) (*Record, error) {
 	var r *Record
-	get := func(t *tx) (err error) {
-		r, err = t.record(bucket, key)
-		return err
-	}
 	l := leaseOf(ctx)
-	if err := s.read(ctx, get); err != nil {
-		return nil, err
-	}
-	if l == nil || s.readOnly != "" || l.hasAll(r.Holds) && time.Since(r.Used) < touch {
-		return r, nil
-	}
-	err := s.write(ctx, func(t *tx) error {
-		if err := get(t); err != nil {
-			return err
+	err := s.leasing(ctx, func(t *tx) (err error) {
+		if r, err = t.record(bucket, key); err == nil {
+			err = s.hold(l, r.Holds...) // behind the gate
 		}
-		if time.Since(r.Used) >= touch {
-			r.Used = time.Now()
-			if _, err := t.Exec("UPDATE record SET used = ? WHERE bucket = ? AND key = ?", r.Used.UnixNano(), bucket, key); err != nil {
-				return err
-			}
-		}
-		return s.hold(t, l, r.Holds...)
+		return err
 	})
-	if err != nil {
-		return nil, err
+	if err != nil || l == nil || s.readOnly != "" || time.Since(r.Used) < touch {
+		return r, err
 	}
-	l.remember(r.Holds...)
-	return r, nil
-}
-
-func (l *lease) hasAll(digests []oci.Digest) bool {
-	for _, d := range digests {
-		if !l.has(d) {
-			return false
-		}
-	}
-	return true
+	r.Used = time.Now()
+	return r, s.write(ctx, func(t *tx) error {
+		_, err := t.Exec("UPDATE record SET used = ? WHERE bucket = ? AND key = ?", r.Used.UnixNano(), bucket, key)
+		return err
+	})
 }
 
 func (t *tx) record(bucket, key string) (*Record, error) {

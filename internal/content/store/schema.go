@@ -94,11 +94,6 @@ CREATE TABLE origin(
 	digest TEXT NOT NULL, repo TEXT NOT NULL,
 	PRIMARY KEY(digest, repo)
 ) WITHOUT ROWID;
-CREATE TABLE lease_hold(
-	digest TEXT NOT NULL, lease TEXT NOT NULL,
-	PRIMARY KEY(digest, lease)
-) WITHOUT ROWID;
-CREATE INDEX lease_hold_lease ON lease_hold(lease);
 CREATE TABLE record(
 	bucket TEXT NOT NULL, key TEXT NOT NULL, value BLOB, created INTEGER NOT NULL, used INTEGER NOT NULL,
 	PRIMARY KEY(bucket, key)

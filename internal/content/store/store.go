@@ -20,13 +20,13 @@
 //
 // Layout below the root:
 //
-//	strake.db                tags, their log, images' facts, edges, leases, records
+//	strake.db                tags, their log, images' facts, edges, records
 //	blobs/sha256/ab/HEX      packed bytes: manifests, configs, layers as they came
 //	layers/ab/HEX/toc        table of contents of the layer with that diffID
 //	layers/ab/HEX/tree       its unpacked form, for overlayfs
 //	partial/HEX              unfinished downloads, kept for resuming
 //	partial/put-…            blobs being written; locked while their process lives
-//	leases/ID                a lease's lock file; held while its process lives
+//	leases/ID                what a lease holds; locked while its process lives
 //	work/ID/…                scratch directories of a lease
 //	work/trash-…             what is being deleted
 package store
