@@ -9,7 +9,10 @@
 // Invariants: the canonical writer gives the same bytes for the same entries
 // on every machine, for ever (a golden test pins them); nothing in a foreign
 // tar can make Unpack touch anything outside its directory; names, sizes and
-// PAX records of a foreign tar are bounded.
+// PAX records of a foreign tar are bounded; Pack of what Unpack made of a
+// canonical tar gives that tar's bytes. What a tree cannot say otherwise (a
+// directory that is only implied, a root that is named) is an xattr among
+// overlayfs' own, which the kernel neither shows nor copies up.
 package layer
 
 import (
@@ -58,7 +61,8 @@ type Entry struct {
 	Xattrs map[string]string
 	// Digest of a regular file's content.
 	Digest oci.Digest
-	// Offset of a regular file's content in the uncompressed tar.
+	// Offset of a regular file's content in the uncompressed tar; -1 where the
+	// tar stores the file with holes, so that no range of it is the content.
 	Offset int64
 }
 
