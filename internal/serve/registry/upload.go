@@ -159,7 +159,7 @@ func (g *Registry) startUpload(q query) error {
 // say how long it is, it goes through a session.
 func (g *Registry) putWhole(q query, d oci.Digest) error {
 	if n := q.r.ContentLength; n >= 0 {
-		return g.store1(q, oci.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: n}, q.r.Body)
+		return g.putBlob(q, oci.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: n}, q.r.Body)
 	}
 	id, up, err := g.uploads.start(q.name)
 	if err != nil {
@@ -174,8 +174,8 @@ func (g *Registry) putWhole(q query, d oci.Digest) error {
 	return g.finish(q, up, d)
 }
 
-// store1 puts a blob and answers 201.
-func (g *Registry) store1(q query, d oci.Descriptor, r io.Reader) error {
+// putBlob stores a blob and answers 201.
+func (g *Registry) putBlob(q query, d oci.Descriptor, r io.Reader) error {
 	err := g.store.Put(q.ctx(), d, r)
 	var wrong *oci.DigestError
 	var size *oci.SizeError
@@ -316,5 +316,5 @@ func (g *Registry) finish(q query, up *upload, d oci.Digest) error {
 	if _, err := up.file.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	return g.store1(q, oci.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: up.size}, up.file)
+	return g.putBlob(q, oci.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: up.size}, up.file)
 }
