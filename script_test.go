@@ -30,11 +30,14 @@ func TestMain(m *testing.M) {
 //	exit CODE PROGRAM [ARG...]   run it; it must end with exactly that code
 //	rootfs FILE [NAME=TEXT...]   make a small root file system's tar, the same
 //	                             bytes each time; NAME/ is a directory
+//	busyboxfs FILE               the same with a busybox that runs
 //	registry [VAR]               serve a registry with a store of its own until
 //	                             the script ends; its address is in $REGISTRY or $VAR
 //	masked stdout|stderr|FILE GOLDEN
 //	                             compare after ids, digests, ages and the width
 //	                             of columns were made the same
+//
+// and the condition [root].
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -50,11 +53,24 @@ func TestScripts(t *testing.T) {
 			}
 			return nil
 		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %s", cond)
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exit":     cmdExit,
-			"rootfs":   cmdRootfs,
-			"registry": cmdRegistry,
-			"masked":   cmdMasked,
+			"exit":      cmdExit,
+			"busyboxfs": cmdBusybox,
+			"rootfs":    cmdRootfs,
+			"registry":  cmdRegistry,
+			"masked":    cmdMasked,
 		},
 	})
 }
@@ -95,6 +111,40 @@ func cmdRootfs(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(tw.WriteHeader(h))
 		_, err := io.WriteString(tw, text)
 		ts.Check(err)
+	}
+	ts.Check(tw.Close())
+}
+
+// cmdBusybox makes a root file system's tar with a busybox that runs.
+func cmdBusybox(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: busyboxfs FILE")
+	}
+	path, err := exec.LookPath("busybox")
+	ts.Check(err)
+	binary, err := os.ReadFile(path)
+	ts.Check(err)
+	f, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer f.Close()
+	tw := tar.NewWriter(f)
+	add := func(h *tar.Header, data []byte) {
+		h.Size, h.ModTime = int64(len(data)), time.Unix(1e9, 0)
+		ts.Check(tw.WriteHeader(h))
+		_, err := tw.Write(data)
+		ts.Check(err)
+	}
+	for _, d := range []string{"bin/", "etc/", "tmp/"} {
+		add(&tar.Header{Name: d, Mode: 0o755, Typeflag: tar.TypeDir}, nil)
+	}
+	add(&tar.Header{Name: "etc/passwd", Mode: 0o644, Typeflag: tar.TypeReg}, []byte("root:x:0:0::/:/bin/sh\n"))
+	add(&tar.Header{Name: "bin/busybox", Mode: 0o755, Typeflag: tar.TypeReg}, binary)
+	applets, err := exec.Command(path, "--list").Output()
+	ts.Check(err)
+	for a := range strings.FieldsSeq(string(applets)) {
+		if a != "busybox" {
+			add(&tar.Header{Name: "bin/" + a, Linkname: "busybox", Mode: 0o777, Typeflag: tar.TypeSymlink}, nil)
+		}
 	}
 	ts.Check(tw.Close())
 }
