@@ -59,12 +59,6 @@ func TestScripts(t *testing.T) {
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
-		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
-				return os.Geteuid() == 0, nil
-			}
-			return false, fmt.Errorf("unknown condition %s", cond)
-		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exit":      cmdExit,
 			"busyboxfs": cmdBusybox,

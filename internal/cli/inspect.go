@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/cli/term"
+	"github.com/strake-project/strake/internal/container"
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
@@ -150,10 +151,58 @@ func (a *App) inspectOne(ctx context.Context, s *store.Store, name string, o *in
 	return object, daemon(err)
 }
 
-// inspectContainer looks a container up. Containers live as long as their run
-// in this version: there is none to find.
-func inspectContainer(context.Context, *store.Store, string) (any, error) {
-	return nil, oci.ErrNotFound
+// containerObject is what inspect prints of a container: of docker's API
+// (GET /containers/NAME/json) what is recorded, in its order and under its names.
+type containerObject struct {
+	ID       string `json:"Id"`
+	Created  time.Time
+	Path     string
+	Args     []string
+	State    containerState
+	Image    oci.Digest
+	Name     string
+	Driver   string
+	Platform string
+	Config   containerConfig
+}
+
+type containerState struct {
+	Status     string
+	Running    bool
+	Paused     bool
+	Restarting bool
+	OOMKilled  bool
+	Dead       bool
+	Pid        int
+	ExitCode   int
+	Error      string
+	StartedAt  time.Time
+	FinishedAt time.Time
+}
+
+type containerConfig struct {
+	Image  string
+	Labels map[string]string
+}
+
+// inspectContainer looks a container up; oci.ErrNotFound if there is none.
+func inspectContainer(ctx context.Context, s *store.Store, name string) (any, error) {
+	c, err := container.In(s).Find(ctx, name)
+	if err != nil {
+		return nil, daemon(err)
+	}
+	o := &containerObject{
+		ID: c.ID, Created: c.Created, Args: []string{}, Image: c.ImageID, Name: "/" + c.Name, Driver: "overlayfs", Platform: "linux",
+		State: containerState{
+			Status: string(c.State), Running: c.State == container.Running, OOMKilled: c.OOM,
+			Pid: c.Pid, ExitCode: c.ExitCode, StartedAt: c.Started, FinishedAt: c.Finished,
+		},
+		Config: containerConfig{Image: c.Image, Labels: c.Labels},
+	}
+	if len(c.Command) > 0 {
+		o.Path, o.Args = c.Command[0], c.Command[1:]
+	}
+	return o, nil
 }
 
 // ofPlatform is img as it is for another platform of its index.

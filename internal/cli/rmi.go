@@ -2,13 +2,13 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/strake-project/strake/internal/container"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
@@ -245,22 +245,16 @@ type user struct {
 
 func (u user) short() string { return u.id[:min(12, len(u.id))] }
 
-// containersOf lists the containers made from img, by their records.
+// containersOf lists the containers made from img.
 func containersOf(ctx context.Context, s *store.Store, img *store.Image) ([]user, error) {
-	records, err := s.Records(ctx, "container")
+	list, err := container.In(s).List(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var users []user
-	for _, r := range records {
-		var c struct {
-			ImageID oci.Digest
-			Running bool
-		}
-		// A record that this version cannot read still holds its content.
-		_ = json.Unmarshal(r.Value, &c)
+	for _, c := range list {
 		if c.ImageID == img.ID {
-			users = append(users, user{r.Key, c.Running})
+			users = append(users, user{c.ID, c.State == container.Running})
 		}
 	}
 	return users, nil
