@@ -274,14 +274,11 @@ func (s *Store) openForm(ctx context.Context, d oci.Descriptor, f form) (io.Read
 
 // unpackBlob streams a packed blob's plain bytes, checked against the diffID.
 func (s *Store) unpackBlob(ctx context.Context, diffID oci.Digest, f form) (io.ReadCloser, error) {
-	if f.size < 0 {
-		// Nobody has read this layer yet: that it is what a manifest says is
-		// not known, nor how long it is. One pass tells both.
-		toc, err := s.TOC(ctx, diffID)
-		if err != nil {
+	if !f.verified || f.size < 0 {
+		var err error
+		if f.size, f.packed, err = s.verifyPacked(ctx, diffID, f.packed); err != nil {
 			return nil, err
 		}
-		f.size = toc.Size
 	}
 	file, err := os.Open(s.blobPath(f.packed))
 	if err != nil {
@@ -296,6 +293,40 @@ func (s *Store) unpackBlob(ctx context.Context, diffID oci.Digest, f form) (io.R
 		Reader: oci.Verify(plain, oci.Descriptor{Digest: diffID, Size: f.size}),
 		close:  func() error { return errors.Join(plain.Close(), file.Close()) },
 	}, nil
+}
+
+// verifyPacked reads a packed layer that only a manifest and its config say is
+// the layer diffID, and returns the plain length and which packed blob it is.
+func (s *Store) verifyPacked(ctx context.Context, diffID, claimed oci.Digest) (size int64, packed oci.Digest, err error) {
+	err = s.once(ctx, "claim "+string(diffID), func() error {
+		if s.readOnly != "" {
+			toc, err := s.readPlain(ctx, diffID, layer.Index)
+			if err == nil {
+				size, packed = toc.Size, claimed
+			}
+			return err
+		}
+		toc, err := s.readPlain(ctx, diffID, layer.Index) // this marks what it read
+		if err != nil {
+			return err
+		}
+		return s.write(ctx, func(t *tx) error { // the length is known now, the TOC may not be there
+			_, err := t.Exec("UPDATE layer SET size = ? WHERE diffid = ?", toc.Size, diffID)
+			return err
+		})
+	})
+	if err != nil || packed != "" {
+		return size, packed, err
+	}
+	var f form
+	err = s.read(ctx, func(t *tx) (err error) {
+		f, err = s.find(t, diffID)
+		return err
+	})
+	if err == nil && f.kind != formPacked {
+		err = notFound("layer %s", diffID) // collected, or there is a better form by now
+	}
+	return f.size, f.packed, err
 }
 
 // stream is a reader with its own way to close.
@@ -333,27 +364,24 @@ func (s *Store) Has(ctx context.Context, d oci.Descriptor) (bool, error) {
 	if err := checkDigest(d.Digest); err != nil {
 		return false, err
 	}
-	for {
-		f, err := s.lookup(ctx, d.Digest)
-		if err != nil || f.kind == formNone {
+	f, err := s.lookup(ctx, d.Digest)
+	if err != nil || f.kind == formNone {
+		return false, err
+	}
+	if f.kind == formPacked && (!f.verified || f.size < 0) {
+		// A manifest claims that these packed bytes are this layer. One pass
+		// over them tells, cheaper than fetching it again.
+		f.size, _, err = s.verifyPacked(ctx, d.Digest, f.packed)
+		if errors.Is(err, oci.ErrCorrupt) || errors.Is(err, oci.ErrNotFound) || errors.Is(err, oci.ErrInvalid) {
+			return false, nil
+		}
+		if err != nil {
 			return false, err
 		}
-		if f.kind == formPacked && !f.verified {
-			// A manifest claims that these packed bytes are this layer. One
-			// pass over them tells, cheaper than fetching it again.
-			_, err := s.TOC(ctx, d.Digest)
-			if errors.Is(err, oci.ErrCorrupt) || errors.Is(err, oci.ErrNotFound) || errors.Is(err, oci.ErrInvalid) {
-				return false, nil
-			}
-			if err != nil {
-				return false, err
-			}
-			continue
-		}
-		// Content of another length is not what d names. A bare digest, which
-		// is not a descriptor from anywhere, says nothing of the length.
-		return f.size < 0 || f.size == d.Size || d.Size == 0 && d.MediaType == "", nil
 	}
+	// Content of another length is not what d names. A bare digest, which is
+	// not a descriptor from anywhere, says nothing of the length.
+	return f.size == d.Size || d.Size == 0 && d.MediaType == "", nil
 }
 
 // Put implements content.Sink. Of a manifest it also records the facts that

@@ -15,6 +15,7 @@ import (
 // aside is a file being written, outside of where anything would find it. It
 // is locked while its process lives, so that a sweep can tell a leftover.
 type aside struct {
+	s       *Store
 	f       *os.File
 	path    string
 	n       int64 // bytes written
@@ -42,7 +43,7 @@ func (s *Store) newAside() (*aside, error) {
 	if err != nil {
 		return nil, s.failed(path, err)
 	}
-	return &aside{f: f, path: path}, nil
+	return &aside{s: s, f: f, path: path}, nil
 }
 
 // writeback is how much may be dirty before the disk is told to begin.
@@ -56,7 +57,10 @@ func (a *aside) Write(p []byte) (int, error) {
 	}
 	n, err := a.f.Write(p)
 	a.n += int64(n)
-	a.err = err
+	if err != nil {
+		err = a.s.failed(a.path, err) // here, for the writers on top of this one
+		a.err = err
+	}
 	if !a.lazy && a.n-a.flushed >= writeback {
 		// An optimization only: its failures show up at the sync.
 		_ = unix.SyncFileRange(int(a.f.Fd()), a.flushed, a.n-a.flushed, unix.SYNC_FILE_RANGE_WRITE)

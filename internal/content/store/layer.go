@@ -315,8 +315,7 @@ func (s *Store) emptyTree(dir string) error {
 }
 
 // readPlain runs fn on the layer's plain bytes, from one form after another
-// until fn's TOC is the layer's: nothing but the diffID decides. What claimed
-// to be this layer and is not loses the claim.
+// until fn's TOC is the layer's: nothing but the diffID decides.
 func (s *Store) readPlain(ctx context.Context, diffID oci.Digest, fn func(io.Reader) (*layer.TOC, error)) (*layer.TOC, error) {
 	var plain bool
 	var packed []oci.Digest
@@ -341,8 +340,11 @@ func (s *Store) readPlain(ctx context.Context, diffID oci.Digest, fn func(io.Rea
 	}
 	for _, p := range packed {
 		toc, packing, err := s.readForm(ctx, diffID, p, fn)
+		if err == nil && s.readOnly == "" {
+			err = s.write(ctx, func(t *tx) error { return t.packed(diffID, p, packing, true) })
+		}
 		if err == nil {
-			return toc, s.write(ctx, func(t *tx) error { return t.packed(diffID, p, packing, true) })
+			return toc, nil
 		}
 		failure = err
 		if errors.Is(err, oci.ErrCorrupt) {

@@ -116,7 +116,8 @@ func (s *Store) pack(ctx context.Context, d oci.Descriptor, mediaType string, c 
 		if _, err := t.Exec("UPDATE blob SET plain = ? WHERE digest = ?", d.Size, packed.Digest); err != nil {
 			return err
 		}
-		_, err := t.Exec("INSERT OR IGNORE INTO layer(diffid, size, bytes, toc, tree, boot) VALUES(?,?,?,0,0,'')", d.Digest, d.Size, d.Size)
+		_, err := t.Exec(`INSERT INTO layer(diffid, size, bytes, toc, tree, boot) VALUES(?,?,?,0,0,'')
+			ON CONFLICT(diffid) DO UPDATE SET size = excluded.size`, d.Digest, d.Size, d.Size)
 		if err != nil {
 			return err
 		}

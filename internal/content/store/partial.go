@@ -46,7 +46,7 @@ func (s *Store) Resume(ctx context.Context, d oci.Descriptor) (content.Partial, 
 	if err != nil {
 		return nil, s.failed(path, err)
 	}
-	p := &partial{s: s, ctx: context.WithoutCancel(ctx), d: d, a: &aside{f: f, path: path}, h: d.Digest.Algorithm().Hash()}
+	p := &partial{s: s, ctx: context.WithoutCancel(ctx), d: d, a: &aside{s: s, f: f, path: path}, h: d.Digest.Algorithm().Hash()}
 	// What is there was not necessarily written by a healthy machine: it is
 	// hashed again from the file, at memory speed.
 	if p.a.n, err = io.CopyBuffer(p.h, onlyReader{f}, buffer(-1)); err != nil {
