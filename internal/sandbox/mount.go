@@ -282,6 +282,8 @@ func (b *box) prepareMount(i int, m *Mount) (*pending, error) {
 			return nil, fmt.Errorf("mount %s: no overlay given", m.Destination)
 		}
 		w.fd, err = cloneOverlay(m, at)
+	case "file":
+		w.fd, err = makeFile(m, fmt.Sprintf("file%d", i))
 	default:
 		return nil, fmt.Errorf("mount %s: unknown type %q", m.Destination, m.Type)
 	}
@@ -318,6 +320,22 @@ func cloneTree(source string, recursive bool) (int, error) {
 		return -1, fmt.Errorf("bind source path %s: %w", source, err)
 	}
 	return fd, nil
+}
+
+// makeFile writes m's content to a file of the workshop, which is on a tmpfs
+// that nobody else sees, and clones it for mounting.
+func makeFile(m *Mount, at string) (int, error) {
+	err := os.WriteFile(at, m.Content, 0o600)
+	if err == nil {
+		err = os.Chown(at, m.UID, m.GID)
+	}
+	if err == nil {
+		err = unix.Chmod(at, m.Mode) // after chown, which clears bits
+	}
+	if err != nil {
+		return -1, err
+	}
+	return unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 }
 
 func newTmpfs(m *Mount) (int, error) {

@@ -16,6 +16,7 @@ import (
 // process is what a running process is made of.
 type process struct {
 	pid  int
+	over chan struct{} // closed when the thread has nothing left to do but die
 	done chan struct{} // closed when Wait may return
 	exit Exit
 	err  error
@@ -38,7 +39,7 @@ func start(ctx context.Context, spec *Spec) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Process{process{done: make(chan struct{}), box: b}}
+	p := &Process{process{over: make(chan struct{}), done: make(chan struct{}), box: b}}
 	started := make(chan error, 1)
 	onOwnThread(func() { p.live(started) })
 	if err := <-started; err != nil {
@@ -81,6 +82,7 @@ func onOwnThread(f func()) {
 // parent-death signal watches the thread that forked it: that is what kills
 // the process when strake is killed.
 func (p *Process) live(started chan<- error) {
+	defer close(p.over)
 	b := p.box
 	b.tid = unix.Gettid()
 	if err := b.enter(); err != nil {
@@ -136,6 +138,7 @@ func (p *Process) finish(stop func() bool) {
 // the mount namespace: only then the overlay is unmounted and its upper
 // directory may be used.
 func (p *Process) threadGone() {
+	<-p.over
 	tid := p.box.tid
 	fd, err := unix.PidfdOpen(tid, unix.PIDFD_THREAD)
 	if err == nil {

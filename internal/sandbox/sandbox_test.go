@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -148,7 +149,20 @@ func TestStartErrors(t *testing.T) {
 	}
 }
 
-func BenchmarkTrue(b *testing.B) {
+func BenchmarkTrue(b *testing.B) { benchmarkTrue(b) }
+
+// A big process must cost no more: a fork that copied its page tables would
+// take some 10 ms for each GB.
+func BenchmarkTrueInBigProcess(b *testing.B) {
+	big := make([]byte, 2<<30)
+	for i := 0; i < len(big); i += 4096 {
+		big[i] = 1
+	}
+	benchmarkTrue(b)
+	runtime.KeepAlive(big)
+}
+
+func benchmarkTrue(b *testing.B) {
 	root := busybox(b)
 	for b.Loop() {
 		p, err := Start(b.Context(), &Spec{Root: root, Args: []string{"true"}, Env: []string{testPath}})
