@@ -13,7 +13,9 @@ package build
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"runtime"
 	"sync"
@@ -59,6 +61,7 @@ type Engine struct {
 	mu     sync.Mutex
 	solved map[oci.Digest]*future // by vertex digest
 	pulled map[string]*pulled     // by reference and platform
+	open   []io.Closer            // what snapshots read from until Close
 }
 
 // New returns an engine.
@@ -73,6 +76,24 @@ func New(opt Options) *Engine {
 		solved: map[oci.Digest]*future{},
 		pulled: map[string]*pulled{},
 	}
+}
+
+// Close lets go of the context directories. Snapshots are of no use after it.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var err error
+	for _, c := range e.open {
+		err = errors.Join(err, c.Close())
+	}
+	e.open = nil
+	return err
+}
+
+func (e *Engine) opened(c io.Closer) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.open = append(e.open, c)
 }
 
 // Emit sends e to whoever watches the build.

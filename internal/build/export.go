@@ -38,7 +38,8 @@ type Exported struct {
 
 // Export puts the images' configs and manifests, and an index where there is
 // more than one or index is true, into the store, and tags it as names. Called
-// under the build's lease. The same images give the same digests.
+// under the build's lease. Without names the image is a dangling one, which stays
+// until it is pruned. The same images give the same digests.
 func (e *Engine) Export(ctx context.Context, images []Image, index bool, names []ref.Ref) (*Exported, error) {
 	var out Exported
 	err := e.Work("exporting to image", func(w *Work) error {
@@ -71,9 +72,6 @@ func (e *Engine) Export(ctx context.Context, images []Image, index bool, names [
 			if out.Target, err = e.exportIndex(ctx, w, manifests); err != nil {
 				return err
 			}
-		}
-		if len(names) == 0 { // reachable by its digest alone
-			return e.opt.Store.Tag(ctx, ref.Ref{}, out.Target)
 		}
 		for _, n := range names {
 			if err := w.Do("naming to "+n.String(), func() error { return e.opt.Store.Tag(ctx, n, out.Target) }); err != nil {

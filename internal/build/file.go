@@ -46,10 +46,9 @@ type fileStep struct {
 
 // output makes the layer that ends in action i.
 func (f *fileStep) output(ctx context.Context, i int) (*Snapshot, error) {
-	a := f.op.Actions[i]
 	d, base, err := f.draft(ctx, i)
 	if err != nil {
-		return nil, describe(a, err)
+		return nil, err
 	}
 	defer d.Close()
 	if base, err = base.layered(ctx, f.opt.Store, f.start); err != nil {
@@ -57,7 +56,7 @@ func (f *fileStep) output(ctx context.Context, i int) (*Snapshot, error) {
 	}
 	l, err := writeDraft(ctx, f.opt.Store, d)
 	if err != nil {
-		return nil, describe(a, err)
+		return nil, err
 	}
 	l.CreatedBy, l.Created = f.v.Name, f.now()
 	return base.over(f.opt.Store, *l, ""), nil
@@ -151,19 +150,4 @@ func (f *fileStep) view(ctx context.Context, n int64, i int) (tree.View, error) 
 	}
 	d, _, err := f.input(ctx, n, i)
 	return d, err
-}
-
-// describe adds what BuildKit says in front of a failed file action.
-func describe(a *pb.FileAction, err error) error {
-	switch a.Action.(type) {
-	case *pb.FileAction_Copy:
-		return fmt.Errorf("failed to copy: %w", err)
-	case *pb.FileAction_Mkdir:
-		return fmt.Errorf("failed to mkdir: %w", err)
-	case *pb.FileAction_Mkfile:
-		return fmt.Errorf("failed to create file: %w", err)
-	case *pb.FileAction_Rm:
-		return fmt.Errorf("failed to remove: %w", err)
-	}
-	return err
 }

@@ -3,7 +3,6 @@ package build
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -184,10 +183,8 @@ func (s *step) local(ctx context.Context, name string, attrs map[string]string) 
 	if err != nil {
 		return nil, err
 	}
+	s.opened(d)
 	now := time.Now()
 	s.Emit(Event{Status: &Status{Vertex: s.v.Digest, ID: id, Started: started, Completed: &now}})
 	return &Snapshot{store: s.opt.Store, view: d}, nil
 }
-
-// IsNotFound tells whether err says that an image does not exist.
-func IsNotFound(err error) bool { return errors.Is(err, oci.ErrNotFound) }

@@ -136,6 +136,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 			return a.ensure(ctx, st, r, p, policy, nil)
 		},
 	})
+	defer engine.Close()
 	res, err := frontend.Build(ctx, engine, opts)
 	if err != nil {
 		return a.buildFailed(printer, err)

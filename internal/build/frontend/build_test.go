@@ -178,6 +178,7 @@ func (l *lab) try(dockerfile string, opts ...string) (*build.Exported, error) {
 		}
 	}
 	e := build.New(opt)
+	defer e.Close()
 	res, err := frontend.Build(ctx, e, o)
 	if err != nil {
 		return nil, err
