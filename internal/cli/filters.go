@@ -101,6 +101,9 @@ func timestamp(s string, now time.Time) (time.Time, error) {
 	}
 	nano := int64(0)
 	if fraction != "" {
+		if len(fraction) > 9 {
+			return time.Time{}, fmt.Errorf("failed to parse value as time or duration: %q", s)
+		}
 		if nano, err = strconv.ParseInt((fraction + "000000000")[:9], 10, 64); err != nil {
 			return time.Time{}, fmt.Errorf("failed to parse value as time or duration: %q", s)
 		}
