@@ -103,7 +103,7 @@ func (a *App) ps(ctx context.Context, o *psOptions) error {
 
 func newPsRow(c *container.Container, whole bool) *psRow {
 	row := &psRow{
-		ID: c.ID, Image: c.Image, Names: c.Name, State: string(c.State), LocalVolumes: "0", Size: "0B", Networks: "host",
+		ID: c.ID, Image: c.Image, Names: c.Name, State: string(c.State), LocalVolumes: "0", Size: "0B", Networks: c.Network,
 		CreatedAt: c.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"), RunningFor: ago(c.Created), labels: c.Labels,
 	}
 	command := strings.Join(c.Command, " ")

@@ -57,6 +57,7 @@ type Container struct {
 	OOM      bool `json:",omitempty"`
 	Pid      int  `json:",omitempty"`
 	Labels   map[string]string
+	Network  string
 	Remove   bool // --rm
 }
 

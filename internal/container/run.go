@@ -55,7 +55,7 @@ func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 	spec := opt.Sandbox
 	one := &Container{
 		ID: newID(), Name: opt.Name, Image: opt.ImageName, ImageID: opt.Image.ID, Layers: opt.Image.Layers,
-		Created: time.Now(), State: Created, Labels: opt.Labels, Remove: opt.Remove,
+		Created: time.Now(), State: Created, Labels: opt.Labels, Remove: opt.Remove, Network: string(spec.Network),
 	}
 	conf := &opt.Config.Config
 	spec.Args = command(opt)

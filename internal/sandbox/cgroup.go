@@ -41,7 +41,7 @@ type setting struct {
 }
 
 func newCgroup(l Limits) (*cgroup, error) {
-	if l == (Limits{CgroupParent: l.CgroupParent}) {
+	if l == (Limits{}) {
 		return nil, nil
 	}
 	var st unix.Statfs_t
@@ -135,7 +135,11 @@ func settingsV2(l Limits) []setting {
 // that is needed, so that what limits strake limits it too.
 func (g *cgroup) makeV1(l Limits, own map[string]string, name string) error {
 	made := map[string]string{}
-	for _, s := range settingsV1(l) {
+	settings := settingsV1(l)
+	if len(settings) == 0 { // only a place was asked for
+		settings = []setting{{controller: "memory"}, {controller: "cpu"}, {controller: "pids"}}
+	}
+	for _, s := range settings {
 		dir, ok := made[s.controller]
 		if !ok {
 			mount := filepath.Join(cgroupRoot, s.controller)
@@ -170,6 +174,9 @@ func (g *cgroup) makeV1(l Limits, own map[string]string, name string) error {
 		}
 		if s.controller == "memory" {
 			g.memory = dir
+		}
+		if s.file == "" {
+			continue
 		}
 		if err := writeFile(dir, s.file, s.value); err != nil && !(s.optional && errors.Is(err, fs.ErrNotExist)) {
 			return err

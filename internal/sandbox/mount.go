@@ -49,8 +49,11 @@ func (b *box) mountAll() error {
 	if err != nil {
 		return err
 	}
-	nodes, err := makeNodes(b.spec.Privileged)
-	if err != nil {
+	var nodes []*pending
+	var host []device
+	if b.spec.Privileged {
+		host = hostDevices()
+	} else if nodes, err = makeNodes(); err != nil {
 		return err
 	}
 	mounts := slices.Clone(b.spec.Mounts)
@@ -76,7 +79,7 @@ func (b *box) mountAll() error {
 	if err := pivot(); err != nil {
 		return err
 	}
-	if err := b.mountSystem(nodes); err != nil {
+	if err := b.mountSystem(nodes, host); err != nil {
 		return err
 	}
 	for _, f := range files {

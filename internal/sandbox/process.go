@@ -44,6 +44,9 @@ func start(ctx context.Context, spec *Spec) (*Process, error) {
 	onOwnThread(func() { p.live(started) })
 	if err := <-started; err != nil {
 		p.threadGone()
+		if b.master != nil {
+			b.master.Close()
+		}
 		b.close()
 		return nil, err
 	}
@@ -184,6 +187,7 @@ func exitOf(status unix.WaitStatus) Exit {
 type stdio struct {
 	child  [3]*os.File
 	own    []*os.File // of child: to be closed once the process has its copies
+	ours   []*os.File // the other ends, until copying began
 	copies []func()
 	stdin  func()
 }
@@ -207,7 +211,7 @@ func (s *stdio) open(spec *Spec) error {
 	} else {
 		var r, w *os.File
 		if r, w, err = os.Pipe(); err == nil {
-			s.child[0], s.own = r, append(s.own, r)
+			s.child[0], s.own, s.ours = r, append(s.own, r), append(s.ours, w)
 			s.stdin = func() {
 				io.Copy(w, spec.Stdin)
 				w.Close()
@@ -227,7 +231,7 @@ func (s *stdio) open(spec *Spec) error {
 		} else {
 			var r, w *os.File
 			if r, w, err = os.Pipe(); err == nil {
-				s.child[1+i], s.own = w, append(s.own, w)
+				s.child[1+i], s.own, s.ours = w, append(s.own, w), append(s.ours, r)
 				s.copies = append(s.copies, func() {
 					io.Copy(out, r)
 					r.Close()
@@ -271,16 +275,18 @@ func isTerminal(f *os.File) bool {
 	return tty
 }
 
-// close closes the process's ends; it has copies of its own.
+// close closes what nobody uses any more: the process's ends, of which it has
+// copies, and ours where it never started.
 func (s *stdio) close() {
-	for _, f := range s.own {
+	for _, f := range append(s.own, s.ours...) {
 		f.Close()
 	}
-	s.own = nil
+	s.own, s.ours = nil, nil
 }
 
 // started begins to copy.
 func (s *stdio) started(p *process) {
+	s.ours = nil
 	s.close()
 	if s.stdin != nil {
 		go s.stdin() // not waited for: its reader may block for ever

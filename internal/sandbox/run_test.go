@@ -84,7 +84,7 @@ func TestProcess(t *testing.T) {
 		{name: "no descriptor of the machine's leaks in", script: "ls /proc/self/fd | wc -l", want: "4\n"},
 		{name: "own session", script: `cut -d" " -f4-6 /proc/1/stat`, want: "0 1 1\n"},
 		{name: "rlimits", spec: Spec{Rlimits: []Rlimit{{"nofile", 100, 200}, {"core", 0, 0}}}, script: "ulimit -n; ulimit -Hn; ulimit -c", want: "100\n200\n0\n"},
-		{name: "privileged", spec: Spec{Privileged: true}, script: "mount -t tmpfs none /tmp && echo ok; grep Seccomp: /proc/self/status", want: "ok\nSeccomp:\t0\n"},
+		{name: "privileged", spec: Spec{Privileged: true}, script: "mount -t tmpfs none /tmp && echo ok; grep Seccomp: /proc/self/status; test -c /dev/kmsg && echo kmsg; echo x >/dev/null && rm /dev/null", want: "ok\nSeccomp:\t0\nkmsg\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.spec.Root = busybox(t)
@@ -365,7 +365,7 @@ func TestKilledParent(t *testing.T) {
 	root := busybox(t)
 	r, w, _ := os.Pipe()
 	cmd := exec.Command(os.Args[0], "-test.run", "^TestKilledParent$")
-	cmd.Env = append(os.Environ(), "SANDBOX_TEST_LOWER="+root.Lowers[0])
+	cmd.Env = append(os.Environ(), "SANDBOX_TEST_LOWER="+root.Lowers[0], "TMPDIR="+t.TempDir())
 	cmd.Stdout = w
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -400,6 +400,20 @@ func TestLimits(t *testing.T) {
 	out, _ = sh(t, Spec{Root: fresh(t, root.Lowers[0]), Limits: Limits{Pids: 5}}, "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; echo all")
 	if strings.Contains(out, "all") {
 		t.Errorf("more processes than the limit: %q", out)
+	}
+	out, _ = sh(t, Spec{Root: fresh(t, root.Lowers[0]), Limits: Limits{CgroupParent: "/strake-test-parent/x"}}, "cat /proc/self/cgroup; ls -d /sys/fs/cgroup")
+	if !strings.Contains(out, "/sys/fs/cgroup") {
+		t.Errorf("%q", out)
+	}
+	parents, _ := filepath.Glob("/sys/fs/cgroup/*/strake-test-parent/x")
+	if here, _ := filepath.Glob("/sys/fs/cgroup/strake-test-parent/x"); len(parents)+len(here) == 0 {
+		t.Errorf("the parent cgroup was not used")
+	} else {
+		for _, p := range append(parents, here...) {
+			if err := errors.Join(os.Remove(p), os.Remove(filepath.Dir(p))); err != nil {
+				t.Errorf("not empty afterwards: %v", err)
+			}
+		}
 	}
 	left, _ := filepath.Glob("/sys/fs/cgroup/*/strake-*")
 	if len(left) > len(leftBefore) {

@@ -3,7 +3,10 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -14,12 +17,39 @@ import (
 
 // device is a node of /dev.
 type device struct {
-	name         string
-	major, minor uint32
+	name string
+	mode uint32 // with the type
+	dev  uint64
 }
 
+// devices are what docker puts into every /dev.
 func devices() []device {
-	return []device{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}}
+	node := func(name string, major, minor uint32) device {
+		return device{name, unix.S_IFCHR | 0o666, unix.Mkdev(major, minor)}
+	}
+	return []device{node("null", 1, 3), node("zero", 1, 5), node("full", 1, 7), node("random", 1, 8), node("urandom", 1, 9), node("tty", 5, 0)}
+}
+
+// hostDevices are all of the machine's, for a privileged process.
+func hostDevices() []device {
+	var found []device
+	filepath.WalkDir("/dev", func(p string, d fs.DirEntry, err error) error {
+		name := strings.TrimPrefix(p, "/dev/")
+		switch {
+		case err != nil:
+			return nil
+		case d.IsDir() && (name == "pts" || name == "shm" || name == "mqueue"):
+			return fs.SkipDir
+		case d.Type()&fs.ModeDevice == 0 || name == "console" || name == "ptmx":
+			return nil
+		}
+		var st unix.Stat_t
+		if unix.Lstat(p, &st) == nil {
+			found = append(found, device{name, st.Mode, uint64(st.Rdev)})
+		}
+		return nil
+	})
+	return found
 }
 
 const (
@@ -32,7 +62,7 @@ const (
 
 // mountSystem mounts what every process finds, with the options that docker
 // gives them: /sys and /dev; /proc follows inside the pid namespace.
-func (b *box) mountSystem(nodes []*pending) error {
+func (b *box) mountSystem(nodes []*pending, host []device) error {
 	for _, d := range []string{"/proc", "/sys", "/dev"} {
 		info, err := os.Lstat(d)
 		if err != nil {
@@ -75,7 +105,7 @@ func (b *box) mountSystem(nodes []*pending) error {
 			return fmt.Errorf("mount %s: %w", m.at, err)
 		}
 	}
-	return makeDevices(nodes)
+	return makeDevices(nodes, host)
 }
 
 // mountInside adds to the child's script what shows its own pid and cgroup
@@ -128,10 +158,7 @@ func (b *box) mountCgroups(s *script) {
 // makeNodes makes /dev's nodes in the workshop and clones them for mounting:
 // /dev itself is nodev, or else root in the sandbox, who may make nodes, could
 // make the machine's disk there and open it.
-func makeNodes(privileged bool) ([]*pending, error) {
-	if privileged {
-		return nil, nil
-	}
+func makeNodes() ([]*pending, error) {
 	if err := unix.Mkdir("dev", 0o755); err != nil {
 		return nil, err
 	}
@@ -150,13 +177,13 @@ func makeNodes(privileged bool) ([]*pending, error) {
 }
 
 func makeNode(in string, d device) error {
-	if err := unix.Mknod(in+d.name, unix.S_IFCHR|0o666, int(unix.Mkdev(d.major, d.minor))); err != nil {
+	if err := unix.Mknod(in+d.name, d.mode, int(d.dev)); err != nil {
 		return fmt.Errorf("make /dev/%s: %w", d.name, err)
 	}
 	return nil
 }
 
-func makeDevices(nodes []*pending) error {
+func makeDevices(nodes []*pending, host []device) error {
 	for _, n := range nodes {
 		if f, err := os.OpenFile(n.dest, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666); err == nil {
 			f.Close()
@@ -165,11 +192,10 @@ func makeDevices(nodes []*pending) error {
 			return fmt.Errorf("mount %s: %w", n.dest, err)
 		}
 	}
-	if nodes == nil {
-		for _, d := range devices() {
-			if err := makeNode("/dev/", d); err != nil {
-				return err
-			}
+	for _, d := range host {
+		os.MkdirAll(path.Dir("/dev/"+d.name), 0o755)
+		if err := makeNode("/dev/", d); err != nil {
+			return err
 		}
 	}
 	for _, l := range [][2]string{
