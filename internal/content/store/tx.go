@@ -1,0 +1,155 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// tx is a transaction, for reading or writing.
+type tx struct{ *sql.Tx }
+
+// write runs fn in a write transaction. They are short, and not abandoned half
+// way when a context ends: that would leave renamed files without their rows.
+func (s *Store) write(ctx context.Context, fn func(*tx) error) error {
+	return s.transact(ctx, false, fn)
+}
+
+// writeSynced is write for what is acknowledged to people or precedes the
+// deletion of files: when it returns, this transaction and all before it
+// survive a power cut.
+func (s *Store) writeSynced(ctx context.Context, fn func(*tx) error) error {
+	return s.transact(ctx, true, fn)
+}
+
+func (s *Store) transact(ctx context.Context, sync bool, fn func(*tx) error) error {
+	if s.readOnly != "" {
+		return s.cannotWrite(s.readOnly)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		return s.failed("", err)
+	}
+	defer conn.Close()
+	if sync {
+		// The sync of the log that FULL asks for covers all earlier frames.
+		if _, err := conn.ExecContext(ctx, "PRAGMA synchronous = FULL"); err != nil {
+			return s.failed("", err)
+		}
+		defer conn.ExecContext(ctx, "PRAGMA synchronous = NORMAL")
+	}
+	t, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return s.failed("", err)
+	}
+	defer t.Rollback()
+	marked, err := s.markSynced(t)
+	if err != nil {
+		return s.failed("", err)
+	}
+	if err := fn(&tx{t}); err != nil {
+		s.unmark(marked)
+		return s.failed("", err)
+	}
+	if err := t.Commit(); err != nil {
+		s.unmark(marked)
+		return s.failed("", err)
+	}
+	return nil
+}
+
+// markSynced writes down what was synced since the last transaction.
+func (s *Store) markSynced(t *sql.Tx) ([]oci.Digest, error) {
+	s.mu.Lock()
+	list := s.synced
+	s.synced = nil
+	s.mu.Unlock()
+	for _, d := range list {
+		if _, err := t.Exec("UPDATE blob SET boot = '' WHERE digest = ?", d); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+func (s *Store) unmark(list []oci.Digest) {
+	s.mu.Lock()
+	s.synced = append(s.synced, list...)
+	s.mu.Unlock()
+}
+
+// read runs fn on one snapshot of the database.
+func (s *Store) read(ctx context.Context, fn func(*tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	t, err := s.db.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return s.failed("", err)
+	}
+	defer t.Rollback()
+	return s.failed("", fn(&tx{t}))
+}
+
+// each calls fn for every row of a query; fn scans it.
+func (t *tx) each(fn func(scan func(...any) error) error, query string, args ...any) error {
+	rows, err := t.Query(query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := fn(rows.Scan); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// exists tells whether the query has a row.
+func (t *tx) exists(query string, args ...any) (bool, error) {
+	var one int
+	err := t.QueryRow("SELECT 1 WHERE EXISTS("+query+")", args...).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// digests returns the query's only column.
+func (t *tx) digests(query string, args ...any) ([]oci.Digest, error) {
+	var all []oci.Digest
+	err := t.each(func(scan func(...any) error) error {
+		var d string
+		err := scan(&d)
+		all = append(all, oci.Digest(d))
+		return err
+	}, query, args...)
+	return all, err
+}
+
+func sqliteCode(err error) int {
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		return e.Code() & 0xff
+	}
+	return 0
+}
+
+func isFull(err error) bool     { return sqliteCode(err) == sqlite3.SQLITE_FULL }
+func isReadOnly(err error) bool { return sqliteCode(err) == sqlite3.SQLITE_READONLY }
+func isCorrupt(err error) bool {
+	c := sqliteCode(err)
+	return c == sqlite3.SQLITE_CORRUPT || c == sqlite3.SQLITE_NOTADB
+}
