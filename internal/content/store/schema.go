@@ -269,4 +269,3 @@ func connect(path, mode string) *sql.DB {
 	db.SetMaxIdleConns(4)
 	return db
 }
-
