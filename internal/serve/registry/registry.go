@@ -45,6 +45,7 @@ type Store interface {
 	Untag(ctx context.Context, r ref.Ref) (oci.Descriptor, error)
 	Repositories(ctx context.Context) ([]ref.Ref, error)
 	Collect(ctx context.Context, from ...oci.Digest) (*store.Freed, error)
+	TakeFile(ctx context.Context, d oci.Descriptor, path string) error
 	Lease(ctx context.Context) (context.Context, func(), error)
 	Scratch(ctx context.Context) (string, error)
 	PutRecord(ctx context.Context, r store.Record) error

@@ -21,12 +21,13 @@ import (
 // the distribution specification v1.1; section names are in brackets.
 type api struct {
 	*testing.T
-	srv *httptest.Server
+	srv    *httptest.Server
+	client *http.Client
 }
 
 func newAPI(t *testing.T) api {
 	srv, _ := serve(t)
-	return api{t, srv}
+	return api{t, srv, srv.Client()}
 }
 
 // answer is a response with its body read.
@@ -49,7 +50,7 @@ func (a api) do(method, path string, body []byte, headers ...string) answer {
 		name, value, _ := strings.Cut(h, ": ")
 		r.Header.Set(name, value)
 	}
-	resp, err := a.srv.Client().Do(r)
+	resp, err := a.client.Do(r)
 	if err != nil {
 		a.Fatalf("%s %s: %v", method, path, err)
 	}
@@ -421,7 +422,7 @@ func TestNamesAndPaths(t *testing.T) {
 
 func TestImagesOfTheStoreAreServed(t *testing.T) {
 	srv, s := serve(t)
-	a := api{t, srv}
+	a := api{t, srv, srv.Client()}
 	im := ocitest.Plain()
 	for name, path := range map[string]string{"app:v1": "app", "library/app2:v1": "app2", "team/app:v1": "team/app", "ghcr.io/a/b:v1": "ghcr.io/a/b"} {
 		r, err := ref.ParseTag(name)
@@ -454,7 +455,7 @@ func TestImagesOfTheStoreAreServed(t *testing.T) {
 
 func TestUploadsSurviveCollection(t *testing.T) {
 	srv, s := serve(t)
-	a := api{t, srv}
+	a := api{t, srv, srv.Client()}
 	two := ocitest.Two()
 	for _, b := range two.Blobs[:3] {
 		a.want(a.do("POST", "/v2/g/blobs/uploads/?digest="+string(b.Digest), b.Body), 201, "")

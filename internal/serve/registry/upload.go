@@ -159,7 +159,7 @@ func (g *Registry) startUpload(q query) error {
 // say how long it is, it goes through a session.
 func (g *Registry) putWhole(q query, d oci.Digest) error {
 	if n := q.r.ContentLength; n >= 0 {
-		return g.putBlob(q, oci.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: n}, q.r.Body)
+		return g.created(q, d, g.store.Put(q.ctx(), oci.Descriptor{MediaType: octets, Digest: d, Size: n}, q.r.Body))
 	}
 	id, up, err := g.uploads.start(q.name)
 	if err != nil {
@@ -174,9 +174,11 @@ func (g *Registry) putWhole(q query, d oci.Digest) error {
 	return g.finish(q, up, d)
 }
 
-// putBlob stores a blob and answers 201.
-func (g *Registry) putBlob(q query, d oci.Descriptor, r io.Reader) error {
-	err := g.store.Put(q.ctx(), d, r)
+// octets is what a blob is until a manifest says more.
+const octets = "application/octet-stream"
+
+// created answers for a blob that the store took, or did not.
+func (g *Registry) created(q query, d oci.Digest, err error) error {
 	var wrong *oci.DigestError
 	var size *oci.SizeError
 	if errors.As(err, &wrong) || errors.As(err, &size) {
@@ -187,7 +189,7 @@ func (g *Registry) putBlob(q query, d oci.Descriptor, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	return g.blobCreated(q, d.Digest)
+	return g.blobCreated(q, d)
 }
 
 // session finds the upload of a request and locks it.
@@ -302,6 +304,15 @@ func (g *Registry) finishUpload(q query) error {
 	if err != nil {
 		return err
 	}
+	if up.size == 0 && q.r.ContentLength > 0 && q.r.Header.Get("Content-Range") == "" {
+		// All of it comes at once: no file between. A body that breaks off
+		// leaves the session as it was.
+		err := g.putWhole(q, d)
+		if err == nil || errors.Is(err, oci.ErrCorrupt) {
+			g.uploads.end(q.upload, up)
+		}
+		return err
+	}
 	if q.r.ContentLength != 0 || q.r.Header.Get("Content-Range") != "" {
 		if err := g.receive(q, up); err != nil {
 			return err
@@ -312,9 +323,7 @@ func (g *Registry) finishUpload(q query) error {
 	return g.finish(q, up, d)
 }
 
+// finish makes the session's file the blob, by rename.
 func (g *Registry) finish(q query, up *upload, d oci.Digest) error {
-	if _, err := up.file.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	return g.putBlob(q, oci.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: up.size}, up.file)
+	return g.created(q, d, g.store.TakeFile(q.ctx(), oci.Descriptor{MediaType: octets, Digest: d, Size: up.size}, up.file.Name()))
 }
