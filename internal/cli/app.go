@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -98,6 +99,24 @@ func (a *App) close() {
 	if a.store != nil {
 		a.store.Close()
 	}
+}
+
+// stdin is standard input: the file itself where it can seek, which archives
+// read in place, else a reader that ends with ctx. A Read of a pipe that
+// nobody writes to would not.
+func (a *App) stdin(ctx context.Context) io.Reader {
+	if f := a.In.File(); f != nil {
+		if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() {
+			return f
+		}
+	}
+	pr, pw := io.Pipe()
+	context.AfterFunc(ctx, func() { pr.CloseWithError(ctx.Err()) })
+	go func() {
+		_, err := io.CopyBuffer(struct{ io.Writer }{pw}, struct{ io.Reader }{a.In}, make([]byte, 256<<10))
+		pw.CloseWithError(err) // nil is io.EOF
+	}()
+	return pr
 }
 
 // Root is the store's directory: --root, STRAKE_ROOT, or the user's default.

@@ -140,7 +140,7 @@ func isURL(s string) bool {
 func (a *App) openImport(ctx context.Context, source string) (io.ReadCloser, error) {
 	switch {
 	case source == "-":
-		return io.NopCloser(a.In), nil
+		return io.NopCloser(a.stdin(ctx)), nil
 	case !isURL(source):
 		return os.Open(source)
 	}

@@ -70,10 +70,8 @@ func (a *App) load(ctx context.Context, o *loadOptions) error {
 	var src *archive.Archive
 	if o.input != "" {
 		src, err = archive.Open(ctx, o.input, scratch)
-	} else if f := a.In.File(); f != nil {
-		src, err = archive.Read(ctx, f, scratch)
 	} else {
-		src, err = archive.Read(ctx, a.In, scratch)
+		src, err = archive.Read(ctx, a.stdin(ctx), scratch)
 	}
 	if err != nil {
 		return err

@@ -48,6 +48,7 @@ type step struct {
 
 type stepStatus struct {
 	build.Status
+	since   time.Time // of the first report
 	at      time.Time // of the last change
 	printed bool
 	shown   build.Status // as last printed
@@ -161,7 +162,8 @@ func (s *step) status(e *build.Status) {
 			return
 		}
 	}
-	s.statuses = append(s.statuses, &stepStatus{Status: *e, at: time.Now()})
+	now := time.Now()
+	s.statuses = append(s.statuses, &stepStatus{Status: *e, since: now, at: now})
 }
 
 // write adds output, each line with its time since the step began, as precise

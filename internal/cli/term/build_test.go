@@ -43,6 +43,7 @@ func TestPlain(t *testing.T) {
 	var out strings.Builder
 	s := newScript(t, &out)
 	s.vertex(build.Vertex{Digest: "a", Name: "[internal] load build definition from Dockerfile", Started: s.at(0)})
+	s.p.Event(build.Event{Status: &build.Status{Vertex: "a", ID: "transferring dockerfile:", Started: *s.at(0)}})
 	s.p.Event(build.Event{Status: &build.Status{Vertex: "a", ID: "transferring dockerfile:", Current: 80, Started: *s.at(0), Completed: s.at(0)}})
 	s.vertex(build.Vertex{Digest: "a", Name: "[internal] load build definition from Dockerfile", Started: s.at(0), Completed: s.at(0.01)})
 	s.vertex(build.Vertex{Digest: "c", Name: "[2/4] COPY . .", Started: s.at(0), Completed: s.at(0), Cached: true})
@@ -117,6 +118,28 @@ func TestPlainLeaves(t *testing.T) {
 	s.log("a", 0, "a1\n")
 	s.p.Close(nil)
 	want := "#1 A\n#1 ...\n\n#2 B\n#2 DONE 0.0s\n\n#1 A\n#1 0.000 a1\n"
+	if d := cmp.Diff(want, out.String()); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestPlainStatus: a status that goes on gets its line after all, and another
+// where it has moved enough.
+func TestPlainStatus(t *testing.T) {
+	var out strings.Builder
+	v := &plainView{out: NewOut(&out)}
+	p := &BuildPrinter{view: v, byID: map[oci.Digest]*step{}, stop: make(chan struct{})}
+	s := &script{p, time.Now()}
+	s.vertex(build.Vertex{Digest: "a", Name: "A", Started: s.at(0)})
+	status := func(current int64) {
+		p.Event(build.Event{Status: &build.Status{Vertex: "a", ID: "sha256:x", Current: current, Total: 1000}})
+	}
+	status(10)
+	p.steps[0].statuses[0].since = time.Now().Add(-time.Second)
+	v.tick(p)
+	status(20)
+	status(200)
+	want := "#1 A\n#1 sha256:x 10B / 1.00kB\n#1 sha256:x 200B / 1.00kB\n"
 	if d := cmp.Diff(want, out.String()); d != "" {
 		t.Error(d)
 	}

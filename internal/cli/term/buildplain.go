@@ -14,6 +14,8 @@ const (
 	turn          = time.Second
 	statusEvery   = 5 * time.Second
 	statusPercent = 5
+	// A status that is done so soon is worth one line, not two.
+	statusHold = 100 * time.Millisecond
 )
 
 // plainView prints lines that only grow.
@@ -52,8 +54,11 @@ func (v *plainView) changed(_ *BuildPrinter, s *step) {
 	v.flush()
 }
 
-// tick gives the waiting steps their turn.
+// tick prints what was held back and gives the waiting steps their turn.
 func (v *plainView) tick(*BuildPrinter) {
+	if v.current != nil {
+		v.print(v.current)
+	}
 	if v.current != nil && len(v.waiting) > 0 && time.Since(v.since) >= turn {
 		v.leave()
 		v.next()
@@ -164,6 +169,9 @@ func (v *plainView) flush() {
 
 // plainLine is a status as a line, if it has changed enough to be worth one.
 func (st *stepStatus) plainLine() (string, bool) {
+	if !st.printed && st.Completed == nil && time.Since(st.since) < statusHold {
+		return "", false
+	}
 	if st.printed {
 		switch {
 		case st.shown.Completed != nil:
