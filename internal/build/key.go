@@ -168,7 +168,8 @@ func (s *step) selected(ctx context.Context, in *Snapshot, cp *pb.FileActionCopy
 	}
 	d, err := fileop.Selected(ctx, view, cp)
 	if err != nil {
-		return "", fmt.Errorf("failed to compute cache key: %w", err)
+		// docker's words, which scripts know; its ref is an id of a moment.
+		return "", fmt.Errorf("failed to compute cache key: failed to calculate checksum of ref %s: %w", s.v.Digest.Encoded()[:25], err)
 	}
 	if memo != "" {
 		err = s.opt.Store.PutRecord(ctx, store.Record{Bucket: bucketSelected, Key: memo, Value: []byte(d)})

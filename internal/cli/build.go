@@ -179,19 +179,31 @@ func (a *App) buildFailed(printer *term.BuildPrinter, err error) error {
 	return buildError(fmt.Errorf("failed to solve: %w", err))
 }
 
-// printSubrequest prints what --call asked for.
+// printSubrequest prints what --call asked for; a check that found something
+// ends with exit code 1, as buildx's does.
 func (a *App) printSubrequest(md map[string][]byte) error {
-	text := strings.TrimRight(string(md["result.txt"]), "\n")
-	if text == "" && md["result.json"] != nil {
-		text = string(md["result.json"])
+	text := strings.Trim(string(md["result.txt"]), "\n")
+	var lint struct {
+		Warnings []json.RawMessage `json:"warnings"`
+	}
+	_, checked := md["result.statuscode"]
+	if checked && json.Unmarshal(md["result.json"], &lint) == nil {
+		switch n := len(lint.Warnings); n {
+		case 0:
+			fmt.Fprintln(a.Out, "Check complete, no warnings found.")
+		case 1:
+			fmt.Fprintln(a.Out, "Check complete, 1 warning has been found!")
+		default:
+			fmt.Fprintf(a.Out, "Check complete, %d warnings have been found!\n", n)
+		}
+		if text != "" {
+			text = "\n" + text
+		}
 	}
 	if text != "" {
 		fmt.Fprintln(a.Out, text)
 	}
-	var lint struct {
-		Warnings []json.RawMessage `json:"warnings"`
-	}
-	if json.Unmarshal(md["result.json"], &lint) == nil && len(lint.Warnings) > 0 {
+	if len(lint.Warnings) > 0 {
 		return exit(1)
 	}
 	return nil
