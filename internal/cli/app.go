@@ -111,7 +111,7 @@ func (a *App) stdin(ctx context.Context) io.Reader {
 		}
 	}
 	pr, pw := io.Pipe()
-	context.AfterFunc(ctx, func() { pr.CloseWithError(ctx.Err()) })
+	context.AfterFunc(ctx, func() { pw.CloseWithError(ctx.Err()) })
 	go func() {
 		_, err := io.CopyBuffer(struct{ io.Writer }{pw}, struct{ io.Reader }{a.In}, make([]byte, 256<<10))
 		pw.CloseWithError(err) // nil is io.EOF
