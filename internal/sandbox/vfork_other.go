@@ -5,4 +5,4 @@ package sandbox
 import "syscall"
 
 //go:nosplit
-func vfork(flags uintptr) (pid uintptr) { return -uintptr(syscall.ENOSYS) }
+func vfork(flags uintptr) (pid uintptr) { return ^uintptr(syscall.ENOSYS) + 1 }
