@@ -2,13 +2,13 @@
 // pids, hostname, IPC and, if asked, network; a pivoted root; masked paths;
 // docker's default capabilities and seccomp profile; cgroup limits.
 //
-// There is no re-executed init. The sandbox is a thread: one locked OS thread
-// unshares its namespaces, mounts, pivots, drops its capabilities, installs
-// the seccomp filter and then forks and executes the process; the Go runtime
-// never reuses such a thread, it dies with its goroutine. That saves the
-// start-up of a second Go program for each RUN (two milliseconds in place of
-// fifteen). Mounts live in the thread's namespace only, so that a killed
-// strake leaves none behind.
+// There is no re-executed init. One locked OS thread unshares its namespaces,
+// mounts and pivots; the Go runtime never reuses such a thread, it dies with
+// its goroutine. It then forks a child that plays a prepared list of system
+// calls (script.go): what has to happen inside the new pid namespace, cgroup
+// and user, then the seccomp filter, then exec. That saves the start-up of a
+// second Go program for each RUN. Mounts live in the thread's namespace only,
+// so that a killed strake leaves none behind.
 package sandbox
 
 import (
