@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"runtime"
 	"sync"
 	"time"
@@ -40,6 +41,9 @@ type Options struct {
 	// Locals are the directories that local sources name ("context",
 	// "dockerfile", and one for each named context).
 	Locals map[string]string
+	// Uploads are streams of the client, each read at most once, that http
+	// sources read under UploadURL(id): a context on stdin.
+	Uploads map[string]io.Reader
 	// Secret returns the secret with that id, or oci.ErrNotFound.
 	Secret func(ctx context.Context, id string) ([]byte, error)
 	// Events receives the build's progress, one event at a time.
@@ -56,12 +60,18 @@ type Engine struct {
 	// slots bounds the commands that run at once.
 	slots chan struct{}
 
+	transport   http.RoundTripper // of http sources
+	maxDownload int64
+
 	eventMu sync.Mutex
 
 	mu     sync.Mutex
 	solved map[oci.Digest]*future // by vertex digest
 	pulled map[string]*pulled     // by reference and platform
-	open   []io.Closer            // what snapshots read from until Close
+
+	downloads map[string]*download // by request and checksum
+
+	open []io.Closer // what snapshots read from until Close
 }
 
 // New returns an engine.
@@ -75,6 +85,10 @@ func New(opt Options) *Engine {
 		slots:  make(chan struct{}, max(4, runtime.NumCPU())),
 		solved: map[oci.Digest]*future{},
 		pulled: map[string]*pulled{},
+
+		transport:   newTransport(),
+		maxDownload: maxDownload,
+		downloads:   map[string]*download{},
 	}
 }
 

@@ -35,6 +35,8 @@ func (s *step) source(ctx context.Context, op *pb.SourceOp) ([]*Snapshot, error)
 		snap, cached, err = s.image(ctx, rest, op.Attrs[pb.AttrImageResolveMode] == pb.AttrImageResolveModeForcePull)
 	case "local":
 		snap, err = s.local(ctx, rest, op.Attrs)
+	case "http", "https":
+		snap, cached, err = s.http(ctx, op)
 	default:
 		err = fmt.Errorf("source %s: %w", op.Identifier, oci.ErrUnsupported)
 	}

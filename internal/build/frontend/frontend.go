@@ -176,7 +176,11 @@ func (g *gateway) Warn(_ context.Context, vertex oci.Digest, msg string, opts cl
 // ResolveSourceMetadata implements client.Client.
 func (g *gateway) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
 	scheme, name, _ := strings.Cut(op.Identifier, "://")
-	if scheme != "docker-image" {
+	switch scheme {
+	case "docker-image":
+	case "http", "https":
+		return g.resolveHTTP(ctx, op, opt)
+	default:
 		return &sourceresolver.MetaResponse{Op: op}, nil
 	}
 	r, err := ref.ParseImage(name)
@@ -200,6 +204,19 @@ func (g *gateway) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, op
 		return nil, err
 	}
 	return &sourceresolver.MetaResponse{Op: op, Image: &sourceresolver.ResolveImageResponse{Digest: d, Config: config}}, nil
+}
+
+func (g *gateway) resolveHTTP(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	if opt.HTTPOpt != nil && opt.HTTPOpt.ChecksumReq != nil {
+		return nil, fmt.Errorf("checksums of a download with a suffix are %w", oci.ErrUnsupported)
+	}
+	f, err := g.engine.ResolveHTTP(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	return &sourceresolver.MetaResponse{Op: op, HTTP: &sourceresolver.ResolveHTTPResponse{
+		Digest: f.Digest, Filename: f.Name, LastModified: f.LastModified,
+	}}, nil
 }
 
 // ResolveImageConfig implements client.Client.
