@@ -41,6 +41,9 @@ type Options struct {
 	// Locals are the directories that local sources name ("context",
 	// "dockerfile", and one for each named context).
 	Locals map[string]string
+	// Layouts are the client's OCI layouts, by the names that sources have for
+	// them.
+	Layouts map[string]content.Source
 	// Uploads are streams of the client, each read at most once, that http
 	// sources read under UploadURL(id): a context on stdin.
 	Uploads map[string]io.Reader

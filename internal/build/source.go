@@ -14,11 +14,13 @@ import (
 
 	"github.com/strake-project/strake/internal/build/local"
 	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
 )
 
-// source solves a source operation: an image, or a directory of the client.
+// source solves a source operation: an image, a directory of the client, or
+// what lies elsewhere.
 func (s *step) source(ctx context.Context, op *pb.SourceOp) ([]*Snapshot, error) {
 	scheme, rest, ok := strings.Cut(op.Identifier, "://")
 	if !ok {
@@ -37,6 +39,8 @@ func (s *step) source(ctx context.Context, op *pb.SourceOp) ([]*Snapshot, error)
 		snap, err = s.local(ctx, rest, op.Attrs)
 	case "http", "https":
 		snap, cached, err = s.http(ctx, op)
+	case "oci-layout":
+		snap, err = s.ociLayout(ctx, op)
 	default:
 		err = fmt.Errorf("source %s: %w", op.Identifier, oci.ErrUnsupported)
 	}
@@ -54,11 +58,16 @@ func (s *step) image(ctx context.Context, name string, always bool) (*Snapshot, 
 	if err != nil {
 		return nil, false, err
 	}
+	return imageSnapshot(s.opt.Store, img), true, nil
+}
+
+// imageSnapshot is an image's layers, wherever the image came from.
+func imageSnapshot(st *store.Store, img *pulled) *Snapshot {
 	keys := []string{"image"}
 	for _, l := range img.layers {
 		keys = append(keys, string(l.DiffID))
 	}
-	return newSnapshot(s.opt.Store, img.layers, digestOf(keys...)), true, nil
+	return newSnapshot(st, img.layers, digestOf(keys...))
 }
 
 func (s *step) platform() oci.Platform {
@@ -98,6 +107,12 @@ func (e *Engine) fetch(ctx context.Context, img *pulled, r ref.Ref, p oci.Platfo
 	if img.top, err = e.opt.Pull(ctx, r, p, always); err != nil {
 		return err
 	}
+	return e.load(ctx, img, r, p)
+}
+
+// load reads what img.top, which is in the store, holds for p.
+func (e *Engine) load(ctx context.Context, img *pulled, r ref.Ref, p oci.Platform) error {
+	var err error
 	var body []byte
 	if img.manifest, body, err = content.Manifest(ctx, e.opt.Store, img.top, p); err != nil {
 		return err

@@ -33,7 +33,7 @@ type buildFlags struct {
 func (a *App) buildCommand(use string) *cobra.Command {
 	var f buildFlags
 	cmd := &cobra.Command{
-		Use:   use + " [OPTIONS] PATH | -",
+		Use:   use + " [OPTIONS] PATH | URL | -",
 		Short: "Build an image from a Dockerfile",
 		Example: `  strake build -t myapp .
   strake build -f docker/Dockerfile --target test --progress=plain .`,
@@ -46,7 +46,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	fs.StringArrayVarP(&f.tags, "tag", "t", nil, `Name and optionally a tag ("name:tag")`)
 	fs.StringVarP(&f.file, "file", "f", "", `Name of the Dockerfile (default "PATH/Dockerfile")`)
 	fs.StringArrayVar(&f.buildArgs, "build-arg", nil, "Set build-time variables")
-	fs.StringArrayVar(&f.contexts, "build-context", nil, `Additional build contexts ("name=path", "name=docker-image://image")`)
+	fs.StringArrayVar(&f.contexts, "build-context", nil, `Additional build contexts ("name=path", "name=docker-image://image", "name=oci-layout://path", "name=https://…", "name=git URL")`)
 	fs.StringVar(&f.target, "target", "", "Set the target build stage to build")
 	fs.BoolVar(&f.noCache, "no-cache", false, "Do not use cache when building the image")
 	fs.StringSliceVar(&f.noCacheFilters, "no-cache-filter", nil, "Do not cache specified stages")
@@ -91,7 +91,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if !f.load || !f.rm {
 		return &Failure{Code: 125, Err: errors.New("--load=false and --rm=false are not supported: the image always stays in the store, and a build makes no containers")}
 	}
-	in, err := a.openBuildInput(f, path)
+	in, err := a.openBuildInput(ctx, f, path)
 	if err != nil {
 		return buildError(err)
 	}
@@ -124,6 +124,8 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	engine := build.New(build.Options{
 		Store:   st,
 		Locals:  in.locals,
+		Uploads: in.uploads,
+		Layouts: in.layouts,
 		Secret:  secrets.get,
 		Events:  printer.Event,
 		NoCache: f.noCache,

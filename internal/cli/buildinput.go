@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"encoding/csv"
 	"errors"
@@ -11,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/oci"
 )
 
@@ -20,9 +20,20 @@ type buildInput struct {
 	filename string            // of the Dockerfile in locals["dockerfile"]
 	contexts map[string]string // name → what the frontend is told
 	temp     []string
+
+	// context is the URL of a context that is no directory; ownDockerfile tells
+	// that its Dockerfile is in locals.
+	context       string
+	ownDockerfile bool
+	uploads       map[string]io.Reader
+	layouts       map[string]content.Source
+	archives      []io.Closer
 }
 
 func (in *buildInput) close() {
+	for _, a := range in.archives {
+		a.Close()
+	}
 	for _, dir := range in.temp {
 		os.RemoveAll(dir)
 	}
@@ -30,9 +41,13 @@ func (in *buildInput) close() {
 
 // openBuildInput finds the context and the Dockerfile that build's arguments
 // name, with docker's words where they are not there.
-func (a *App) openBuildInput(f *buildFlags, path string) (*buildInput, error) {
-	in := &buildInput{locals: map[string]string{}, contexts: map[string]string{}}
-	err := in.open(f, path, a.In)
+func (a *App) openBuildInput(ctx context.Context, f *buildFlags, path string) (*buildInput, error) {
+	in := &buildInput{locals: map[string]string{}, contexts: map[string]string{}, layouts: map[string]content.Source{}}
+	stdin := io.Reader(a.In)
+	if path == "-" || f.file == "-" {
+		stdin = a.stdin(ctx)
+	}
+	err := in.open(f, path, stdin)
 	if err != nil {
 		in.close()
 		return nil, err
@@ -46,17 +61,13 @@ func (in *buildInput) open(f *buildFlags, path string, stdin io.Reader) error {
 	case path == "-" && dockerfile == "-":
 		return errors.New("invalid argument: can't use stdin for both build context and dockerfile")
 	case path == "-":
-		dir, err := in.tempDir()
-		if err != nil {
+		if err := in.stdinContext(stdin, dockerfile); err != nil {
 			return err
 		}
-		in.locals["context"] = dir
-		if err := in.stdinDockerfile(stdin); err != nil {
+	case isRemote(path) && !isDir(path):
+		if err := in.remoteContext(path, dockerfile, stdin); err != nil {
 			return err
 		}
-		dockerfile = ""
-	case strings.Contains(path, "://") || strings.HasPrefix(path, "git@") || strings.HasPrefix(path, "github.com/"):
-		return fmt.Errorf("unable to prepare context: %q: git and URL contexts are %w yet; clone or download it and name the directory", path, oci.ErrUnsupported)
 	default:
 		st, err := os.Stat(path)
 		if errors.Is(err, os.ErrNotExist) {
@@ -94,6 +105,11 @@ func (in *buildInput) findDockerfile(file, context string) {
 	in.locals["dockerfile"], in.filename = filepath.Dir(file), filepath.Base(file)
 }
 
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
@@ -108,31 +124,16 @@ func (in *buildInput) tempDir() (string, error) {
 }
 
 func (in *buildInput) stdinDockerfile(stdin io.Reader) error {
-	r := bufio.NewReader(io.LimitReader(stdin, 16<<20))
-	head, _ := r.Peek(512)
-	if isArchive(head) {
-		return fmt.Errorf("unable to prepare context: a tar on stdin is %w yet; unpack it and name the directory", oci.ErrUnsupported)
-	}
 	dir, err := in.tempDir()
 	if err != nil {
 		return err
 	}
-	b, err := io.ReadAll(r)
+	b, err := io.ReadAll(io.LimitReader(stdin, 16<<20))
 	if err != nil {
 		return fmt.Errorf("failed to read Dockerfile from stdin: %w", err)
 	}
 	in.locals["dockerfile"], in.filename = dir, "Dockerfile"
 	return os.WriteFile(filepath.Join(dir, "Dockerfile"), b, 0o600)
-}
-
-// isArchive tells whether a stream that begins with head is a tar, packed or not.
-func isArchive(head []byte) bool {
-	for _, magic := range []string{"\x1f\x8b", "BZh", "\xfd7zXZ", "\x28\xb5\x2f\xfd"} {
-		if strings.HasPrefix(string(head), magic) {
-			return true
-		}
-	}
-	return len(head) >= 262 && string(head[257:262]) == "ustar"
 }
 
 func (in *buildInput) namedContexts(list []string) error {
@@ -142,10 +143,12 @@ func (in *buildInput) namedContexts(list []string) error {
 			return fmt.Errorf("invalid context value: %s, expected key=value", c)
 		}
 		switch {
-		case strings.HasPrefix(value, "docker-image://"):
+		case strings.HasPrefix(value, "docker-image://") || isRemote(value):
 			in.contexts[name] = value
-		case strings.Contains(value, "://"):
-			return fmt.Errorf("build context %s: %w; a directory or docker-image:// is", value, oci.ErrUnsupported)
+		case strings.HasPrefix(value, "oci-layout://"):
+			if err := in.layout(name, strings.TrimPrefix(value, "oci-layout://")); err != nil {
+				return err
+			}
 		default:
 			st, err := os.Stat(value)
 			if err != nil {
@@ -164,6 +167,15 @@ func (in *buildInput) namedContexts(list []string) error {
 // frontendOpts are the options of docker's Dockerfile frontend.
 func (f *buildFlags) frontendOpts(in *buildInput) (map[string]string, error) {
 	o := map[string]string{"filename": in.filename, "target": f.target}
+	if in.filename == "" {
+		o["filename"] = "Dockerfile"
+	}
+	if in.context != "" {
+		o["context"] = in.context
+	}
+	if in.ownDockerfile {
+		o["dockerfilekey"] = "dockerfile"
+	}
 	for _, kv := range f.buildArgs {
 		k, v, ok := strings.Cut(kv, "=")
 		if !ok {

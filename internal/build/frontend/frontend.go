@@ -180,6 +180,8 @@ func (g *gateway) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, op
 	case "docker-image":
 	case "http", "https":
 		return g.resolveHTTP(ctx, op, opt)
+	case "oci-layout":
+		return g.resolveLayout(ctx, op, opt)
 	default:
 		return &sourceresolver.MetaResponse{Op: op}, nil
 	}
@@ -200,6 +202,22 @@ func (g *gateway) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, op
 		log = "[internal] load metadata for " + r.String()
 	}
 	d, config, err := g.engine.ResolveImage(ctx, r, p, always, log)
+	if err != nil {
+		return nil, err
+	}
+	return &sourceresolver.MetaResponse{Op: op, Image: &sourceresolver.ResolveImageResponse{Digest: d, Config: config}}, nil
+}
+
+func (g *gateway) resolveLayout(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	p := g.engine.DefaultPlatform()
+	if o := opt.OCILayoutOpt; o != nil && o.Platform != nil {
+		p = platforms.Normalize(*o.Platform)
+	}
+	log := opt.LogName
+	if log == "" {
+		log = "[internal] load metadata for " + op.Identifier
+	}
+	d, config, err := g.engine.ResolveLayout(ctx, op, p, log)
 	if err != nil {
 		return nil, err
 	}
