@@ -28,6 +28,9 @@ func (s *Store) Tag(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
 	if err := checkDigest(d.Digest); err != nil {
 		return err
 	}
+	if r.Domain == "" || r.Path == "" {
+		return fmt.Errorf("tag %s as an image without a name: %w", d.Digest, oci.ErrInvalid)
+	}
 	if r.Digest != "" && r.Digest != d.Digest {
 		return fmt.Errorf("tag %s: it points at %s: %w", r.Familiar(), d.Digest, oci.ErrInvalid)
 	}
