@@ -75,6 +75,8 @@ type Engine struct {
 	downloads map[string]*download // by request and checksum
 
 	open []io.Closer // what snapshots read from until Close
+	// present are the layers that the store was found to have.
+	present map[oci.Digest]bool
 }
 
 // New returns an engine.
@@ -88,6 +90,8 @@ func New(opt Options) *Engine {
 		slots:  make(chan struct{}, max(4, runtime.NumCPU())),
 		solved: map[oci.Digest]*future{},
 		pulled: map[string]*pulled{},
+
+		present: map[oci.Digest]bool{},
 
 		transport:   newTransport(),
 		maxDownload: maxDownload,

@@ -51,3 +51,32 @@ func BenchmarkCopy(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkRebuild builds 14 steps of which nothing changed.
+func BenchmarkRebuild(b *testing.B) {
+	l := newLab(b)
+	df := "FROM busybox\n"
+	for i := range 6 {
+		l.write(fmt.Sprint("f", i), fmt.Sprint(i))
+		df += fmt.Sprintf("RUN echo %d >/r%d\nCOPY f%d /f%d\n", i, i, i, i)
+	}
+	df += "ENV A=b\n"
+	l.build(df)
+	for b.Loop() {
+		if _, err := l.try(df); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRun runs one command that does nothing, over and over.
+func BenchmarkRun(b *testing.B) {
+	l := newLab(b)
+	n := 0
+	for b.Loop() {
+		n++
+		if _, err := l.try(fmt.Sprintf("FROM busybox\nRUN true %d\n", n)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
