@@ -49,6 +49,8 @@ type Options struct {
 	Uploads map[string]io.Reader
 	// Secret returns the secret with that id, or oci.ErrNotFound.
 	Secret func(ctx context.Context, id string) ([]byte, error)
+	// GitAgent is the socket of the ssh agent that git may use, if any.
+	GitAgent string
 	// Events receives the build's progress, one event at a time.
 	Events func(Event)
 	// NoCache makes every step run again.
@@ -73,6 +75,7 @@ type Engine struct {
 	pulled map[string]*pulled     // by reference and platform
 
 	downloads map[string]*download // by request and checksum
+	commits   map[string]*resolved // by repository and ref
 
 	open []io.Closer // what snapshots read from until Close
 	// present are the layers that the store was found to have.
@@ -96,6 +99,7 @@ func New(opt Options) *Engine {
 		transport:   newTransport(),
 		maxDownload: maxDownload,
 		downloads:   map[string]*download{},
+		commits:     map[string]*resolved{},
 	}
 }
 

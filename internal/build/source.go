@@ -39,6 +39,8 @@ func (s *step) source(ctx context.Context, op *pb.SourceOp) ([]*Snapshot, error)
 		snap, err = s.local(ctx, rest, op.Attrs)
 	case "http", "https":
 		snap, cached, err = s.http(ctx, op)
+	case "git":
+		snap, cached, err = s.gitTree(ctx, op)
 	case "oci-layout":
 		snap, err = s.ociLayout(ctx, op)
 	default:

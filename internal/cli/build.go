@@ -122,14 +122,15 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return buildError(err)
 	}
 	engine := build.New(build.Options{
-		Store:   st,
-		Locals:  in.locals,
-		Uploads: in.uploads,
-		Layouts: in.layouts,
-		Secret:  secrets.get,
-		Events:  printer.Event,
-		NoCache: f.noCache,
-		Log:     a.log,
+		Store:    st,
+		Locals:   in.locals,
+		Uploads:  in.uploads,
+		Layouts:  in.layouts,
+		GitAgent: in.gitAgent,
+		Secret:   secrets.get,
+		Events:   printer.Event,
+		NoCache:  f.noCache,
+		Log:      a.log,
 		Pull: func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (oci.Descriptor, error) {
 			policy := content.PullMissing
 			if always {

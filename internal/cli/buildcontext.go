@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/dfgitutil"
+	"github.com/moby/buildkit/util/gitutil"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-project/strake/internal/build"
@@ -75,6 +76,7 @@ func isRemote(path string) bool {
 // -f is stdin or an absolute path.
 func (in *buildInput) remoteContext(path, dockerfile string, stdin io.Reader) error {
 	in.context = path
+	in.forwardAgent(path)
 	switch {
 	case dockerfile == "-":
 		in.ownDockerfile = true
@@ -86,6 +88,15 @@ func (in *buildInput) remoteContext(path, dockerfile string, stdin io.Reader) er
 		in.filename = dockerfile
 	}
 	return nil
+}
+
+// forwardAgent lets git use the user's ssh agent where a context of the command
+// line is a repository behind ssh. For one that only a Dockerfile names that
+// would be to show the user's keys to whoever the Dockerfile likes.
+func (in *buildInput) forwardAgent(context string) {
+	if u, err := gitutil.ParseURL(context); err == nil && u.Scheme == gitutil.SSHProtocol {
+		in.gitAgent = os.Getenv("SSH_AUTH_SOCK")
+	}
 }
 
 // layout adds the image that spec names, PATH[:TAG][@DIGEST], as the context

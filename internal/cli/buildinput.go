@@ -28,6 +28,7 @@ type buildInput struct {
 	uploads       map[string]io.Reader
 	layouts       map[string]content.Source
 	archives      []io.Closer
+	gitAgent      string // an ssh agent's socket
 }
 
 func (in *buildInput) close() {
@@ -145,6 +146,7 @@ func (in *buildInput) namedContexts(list []string) error {
 		switch {
 		case strings.HasPrefix(value, "docker-image://") || isRemote(value):
 			in.contexts[name] = value
+			in.forwardAgent(value)
 		case strings.HasPrefix(value, "oci-layout://"):
 			if err := in.layout(name, strings.TrimPrefix(value, "oci-layout://")); err != nil {
 				return err

@@ -180,6 +180,8 @@ func (g *gateway) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, op
 	case "docker-image":
 	case "http", "https":
 		return g.resolveHTTP(ctx, op, opt)
+	case "git":
+		return g.resolveGit(ctx, op, opt)
 	case "oci-layout":
 		return g.resolveLayout(ctx, op, opt)
 	default:
@@ -206,6 +208,16 @@ func (g *gateway) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, op
 		return nil, err
 	}
 	return &sourceresolver.MetaResponse{Op: op, Image: &sourceresolver.ResolveImageResponse{Digest: d, Config: config}}, nil
+}
+
+func (g *gateway) resolveGit(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	c, err := g.engine.ResolveGit(ctx, op, opt.GitOpt != nil && opt.GitOpt.ReturnObject)
+	if err != nil {
+		return nil, err
+	}
+	return &sourceresolver.MetaResponse{Op: op, Git: &sourceresolver.ResolveGitResponse{
+		Checksum: c.ID, Ref: c.Ref, CommitChecksum: c.Peeled, CommitObject: c.Object, TagObject: c.Tag,
+	}}, nil
 }
 
 func (g *gateway) resolveLayout(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
