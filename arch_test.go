@@ -33,6 +33,7 @@ var floors = map[string]int{
 	"internal/build/fileop":    3,
 	"internal/build/local":     3,
 	"internal/container":       3,
+	"internal/image":           3,
 	"internal/serve/registry":  4,
 	"internal/cli":             5,
 	"internal/cli/term":        5,

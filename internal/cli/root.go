@@ -162,17 +162,17 @@ func (a *App) containerCommand() *cobra.Command {
 
 // imageCommand is `strake image`.
 func (a *App) imageCommand() *cobra.Command {
-	ls := a.imagesCommand("ls")
-	ls.Aliases = []string{"list"}
 	rm := a.rmiCommand("rm")
 	rm.Aliases = []string{"remove"}
 	return a.group("image", "Manage images",
 		a.buildCommand("build"),
+		a.imageCatCommand(),
+		a.imageCopyCommand(),
 		a.historyCommand("history"),
 		a.importCommand("import"),
 		a.imageInspectCommand(),
 		a.loadCommand("load"),
-		ls,
+		a.imageListCommand(),
 		a.pullCommand("pull"),
 		a.pushCommand("push"),
 		rm,

@@ -1,0 +1,259 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/layer"
+	"github.com/strake-project/strake/internal/oci/tree"
+)
+
+// member is an entry under the name that it gets, and where its content is.
+type member struct {
+	layer.Entry
+	from string
+}
+
+// members lists what is at root of v and below, in canonical order, renamed so
+// that root is called as. Of the names of one file the first is the file and the
+// others are hard links to it.
+func members(v tree.View, root, as string) ([]member, error) {
+	var all []member
+	first := map[string]string{}
+	err := tree.Walk(v, root, func(e *layer.Entry) error {
+		m := member{*e, e.Path}
+		m.Path = path.Join(as, strings.TrimPrefix(strings.TrimPrefix(e.Path, root), "/"))
+		if root == "." {
+			m.Path = path.Join(as, e.Path)
+		}
+		switch e.Type {
+		case layer.HardLink:
+			return fmt.Errorf("%s: hard link to %s, which no layer has: %w", e.Path, e.Link, oci.ErrInvalid)
+		case layer.Regular:
+			group := e.Path
+			if e.Link != "" {
+				group = e.Link
+			}
+			m.Link = ""
+			if to, seen := first[group]; seen {
+				m.Type, m.Link = layer.HardLink, to
+			} else {
+				first[group] = m.Path
+			}
+		}
+		all = append(all, m)
+		return nil
+	})
+	// Walk's order is that of whole paths' components already, but a renamed
+	// root may be ".", so it is said once more.
+	slices.SortStableFunc(all, func(a, b member) int {
+		switch {
+		case layer.Less(&a.Entry, &b.Entry):
+			return -1
+		case layer.Less(&b.Entry, &a.Entry):
+			return 1
+		}
+		return 0
+	})
+	return all, err
+}
+
+// entryWriter is a layer.Writer, or the store's.
+type entryWriter interface {
+	Write(e layer.Entry, content io.Reader) error
+}
+
+// write writes m with its content from v.
+func write(ctx context.Context, w entryWriter, v tree.View, m *member) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if m.Type != layer.Regular {
+		return w.Write(m.Entry, nil)
+	}
+	r, err := v.Open(ctx, m.from)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return w.Write(m.Entry, r)
+}
+
+// WriteTar writes what is at root of v as a tar archive in which it is called
+// as, "." for the archive's own root.
+func WriteTar(ctx context.Context, w io.Writer, v tree.View, root, as string) error {
+	all, err := members(v, root, as)
+	if err != nil {
+		return err
+	}
+	tw := layer.NewWriter(w)
+	for i := range all {
+		if err := write(ctx, tw, v, &all[i]); err != nil {
+			return err
+		}
+	}
+	_, err = tw.Close()
+	return err
+}
+
+// Extract writes what is at root of v to dir, where it is called as, "." to lay
+// it over dir itself. Files belong to who runs this and lose setuid and setgid
+// bits, unless owners is true. Existing files are replaced, existing directories
+// kept. Nothing outside dir is touched, whatever links are there. Devices and
+// pipes are left out and returned.
+//
+// A single file or a new directory appears whole or not at all.
+func Extract(ctx context.Context, dir *os.Root, v tree.View, root, as string, owners bool) (skipped []string, err error) {
+	all, err := members(v, root, as)
+	if err != nil {
+		return nil, err
+	}
+	x := extraction{dir: dir, v: v, owners: owners}
+	if _, lerr := dir.Lstat(as); errors.Is(lerr, fs.ErrNotExist) && all[0].Type == layer.Dir {
+		tmp := path.Join(path.Dir(as), temporary(as))
+		if all, err = members(v, root, tmp); err != nil {
+			return nil, err
+		}
+		if err = x.all(ctx, all); err == nil {
+			err = dir.Rename(tmp, as)
+		}
+		if err != nil {
+			return nil, errors.Join(err, dir.RemoveAll(tmp))
+		}
+	} else if err = x.all(ctx, all); err != nil {
+		return nil, err
+	}
+	return x.skipped, nil
+}
+
+// temporary is a name beside name that nobody else has.
+func temporary(name string) string {
+	return fmt.Sprintf(".%.100s.strake-%d", path.Base(name), os.Getpid())
+}
+
+type extraction struct {
+	dir     *os.Root
+	v       tree.View
+	owners  bool
+	made    []*member // directories that are ours
+	skipped []string
+}
+
+func (x *extraction) all(ctx context.Context, all []member) error {
+	for i := range all {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := x.one(ctx, &all[i]); err != nil {
+			return fmt.Errorf("%s: %w", all[i].from, err)
+		}
+	}
+	// Children first: writing into a directory changes its time and may need
+	// rights that it does not give.
+	for _, m := range slices.Backward(x.made) {
+		if err := x.attributes(m.Path, m); err != nil {
+			return fmt.Errorf("%s: %w", m.from, err)
+		}
+	}
+	return nil
+}
+
+func (x *extraction) one(ctx context.Context, m *member) error {
+	switch m.Type {
+	case layer.Dir:
+		fi, err := x.dir.Lstat(m.Path)
+		switch {
+		case err == nil && fi.IsDir():
+			return nil
+		case err == nil:
+			return fmt.Errorf("%s is there and no directory: %w", m.Path, oci.ErrExists)
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
+		}
+		x.made = append(x.made, m)
+		return x.dir.Mkdir(m.Path, 0o700)
+	case layer.Regular:
+		return x.file(ctx, m)
+	case layer.HardLink:
+		return x.replace(m.Path, func(name string) error { return x.dir.Link(m.Link, name) })
+	case layer.Symlink:
+		return x.replace(m.Path, func(name string) error {
+			if err := x.dir.Symlink(m.Link, name); err != nil || !x.owners {
+				return err
+			}
+			return x.dir.Lchown(name, m.UID, m.GID)
+		})
+	}
+	x.skipped = append(x.skipped, "/"+m.from)
+	return nil
+}
+
+// file writes a regular file aside and renames it.
+func (x *extraction) file(ctx context.Context, m *member) error {
+	r, err := x.v.Open(ctx, m.from)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return x.replace(m.Path, func(name string) error {
+		f, err := x.dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, &interruptible{ctx, r})
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		return x.attributes(name, m)
+	})
+}
+
+// replace makes a node under another name and puts it in path's place.
+func (x *extraction) replace(name string, make func(name string) error) error {
+	tmp := path.Join(path.Dir(name), temporary(name))
+	err := make(tmp)
+	if err == nil {
+		err = x.dir.Rename(tmp, name)
+	}
+	// Also after a rename: of two names of one file it does nothing.
+	if rerr := x.dir.Remove(tmp); err == nil && rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		err = rerr
+	}
+	return err
+}
+
+// attributes gives a file or directory owner, mode and time.
+func (x *extraction) attributes(name string, m *member) error {
+	mode := tree.Mode(&m.Entry) & fs.ModePerm
+	if x.owners {
+		mode = tree.Mode(&m.Entry) & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
+		if err := x.dir.Lchown(name, m.UID, m.GID); err != nil {
+			return err
+		}
+	}
+	if err := x.dir.Chmod(name, mode); err != nil {
+		return err
+	}
+	return x.dir.Chtimes(name, m.ModTime, m.ModTime)
+}
+
+// interruptible is a reader that ends with its context.
+type interruptible struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (i *interruptible) Read(p []byte) (int, error) {
+	if err := i.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return i.r.Read(p)
+}
