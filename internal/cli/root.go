@@ -168,6 +168,7 @@ func (a *App) imageCommand() *cobra.Command {
 		a.buildCommand("build"),
 		a.imageCatCommand(),
 		a.imageCopyCommand(),
+		a.imageDiffCommand(),
 		a.historyCommand("history"),
 		a.importCommand("import"),
 		a.imageInspectCommand(),
