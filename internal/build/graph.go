@@ -3,6 +3,7 @@ package build
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"sort"
 	"strings"
 
@@ -36,6 +37,9 @@ type Edge struct {
 	Vertex *Node
 	Index  int
 }
+
+// credentials matches what a URL has of them: a step's name is shown to everybody.
+var credentials = regexp.MustCompile(`(://)[^/@\s]*:[^/@\s]*@`)
 
 // maxOps bounds a definition; the largest real Dockerfiles have some hundreds.
 const maxOps = 100_000
@@ -113,6 +117,7 @@ func (l *loader) node(d oci.Digest, depth int) (*Node, error) {
 	if v.Name == "" {
 		v.Name = defaultName(op)
 	}
+	v.Name = credentials.ReplaceAllString(v.Name, "${1}xxxxx@")
 	v.Sources = l.places(d)
 	l.nodes[d] = v
 	return v, nil

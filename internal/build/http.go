@@ -424,7 +424,7 @@ func fileName(f *webFile, resp *http.Response) string {
 			}
 		}
 	}
-	if u, err := url.Parse(f.URL); err == nil {
+	if u, err := url.Parse(f.URL); err == nil && path.Base(u.Path) != "/" {
 		return pathutil.SafeFileName(path.Base(u.Path))
 	}
 	return pathutil.SafeFileName("")

@@ -35,6 +35,10 @@ func (e *Error) Error() string {
 	var why []string
 	for line := range strings.Lines(e.Stderr) {
 		line = strings.TrimSpace(line)
+		if n := len(why); n > 0 && strings.HasSuffix(why[n-1], ":") {
+			why[n-1] += " " + line // the reason follows on a line of its own
+			continue
+		}
 		for _, kind := range []string{"fatal: ", "error: ", "ERROR: ", "remote: "} {
 			if s, ok := strings.CutPrefix(line, kind); ok && strings.TrimSpace(s) != "" {
 				why = append(why, s)
