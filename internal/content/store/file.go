@@ -26,6 +26,9 @@ type aside struct {
 	// carries this boot, so that after a power cut it is verified before its
 	// first use, as trees are.
 	lazy bool
+	// direct, of a lazy file, writes it past the page cache; nil before the
+	// first Write.
+	direct *direct
 }
 
 func newName() string {
@@ -55,7 +58,14 @@ func (a *aside) Write(p []byte) (int, error) {
 	if a.err != nil {
 		return 0, a.err
 	}
-	n, err := a.f.Write(p)
+	w := io.Writer(a.f)
+	if a.lazy {
+		if a.direct == nil {
+			a.direct = newDirect(a.f)
+		}
+		w = a.direct
+	}
+	n, err := w.Write(p)
 	a.n += int64(n)
 	if err != nil {
 		err = a.s.failed(a.path, err) // here, for the writers on top of this one
@@ -69,8 +79,19 @@ func (a *aside) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// finish waits for what was written lazily; the file is whole after it.
+func (a *aside) finish() error {
+	if a.direct == nil {
+		return a.err
+	}
+	err := a.direct.finish()
+	a.direct = nil
+	return errors.Join(a.err, err)
+}
+
 // discard removes the file unless it was renamed to its place.
 func (a *aside) discard() {
+	a.finish() // of a file that nobody wants, only its end matters
 	if !a.gone {
 		os.Remove(a.path)
 	}

@@ -53,6 +53,9 @@ func (w *LayerWriter) Commit(ctx context.Context) (*layer.TOC, error) {
 	}
 	defer w.Abort()
 	toc, err := w.Writer.Close()
+	if err == nil {
+		err = w.a.finish()
+	}
 	if err != nil {
 		return nil, w.s.failed(w.a.path, err)
 	}
