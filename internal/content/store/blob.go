@@ -420,6 +420,9 @@ func (s *Store) Put(ctx context.Context, d oci.Descriptor, r io.Reader) error {
 // is verified before anything uses it. admit returns, and thereby acknowledges,
 // after the sync; a lazy file is not synced at all.
 func (s *Store) admit(ctx context.Context, a *aside, d oci.Descriptor, also func(*tx) error) error {
+	if err := a.finish(); err != nil {
+		return err
+	}
 	path := s.blobPath(d.Digest)
 	plain := plainSize(a.f, d.Size)
 	if err := makeShard(filepath.Dir(path)); err != nil { // and its sync before the lock

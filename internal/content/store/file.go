@@ -26,8 +26,8 @@ type aside struct {
 	// carries this boot, so that after a power cut it is verified before its
 	// first use, as trees are.
 	lazy bool
-	// direct, of a lazy file, writes it past the page cache; nil before the
-	// first Write.
+	// direct writes the file past the page cache; nil where writing goes on in
+	// the middle of a file, and before the first Write.
 	direct *direct
 }
 
@@ -52,17 +52,18 @@ func (s *Store) newAside() (*aside, error) {
 // writeback is how much may be dirty before the disk is told to begin.
 const writeback = 8 << 20
 
-// Write writes through, and starts the disk early on what was written: by the
-// time of the sync most of it is down, while the hashing went on beside.
+// Write writes, and has the disk begin early on what goes through the page
+// cache: by the time of the sync most of it is down, while the hashing went on
+// beside.
 func (a *aside) Write(p []byte) (int, error) {
 	if a.err != nil {
 		return 0, a.err
 	}
+	if a.n == 0 && a.direct == nil {
+		a.direct = newDirect(a.f)
+	}
 	w := io.Writer(a.f)
-	if a.lazy {
-		if a.direct == nil {
-			a.direct = newDirect(a.f)
-		}
+	if a.direct != nil {
 		w = a.direct
 	}
 	n, err := w.Write(p)
@@ -71,7 +72,7 @@ func (a *aside) Write(p []byte) (int, error) {
 		err = a.s.failed(a.path, err) // here, for the writers on top of this one
 		a.err = err
 	}
-	if !a.lazy && a.n-a.flushed >= writeback {
+	if a.direct == nil && a.n-a.flushed >= writeback {
 		// An optimization only: its failures show up at the sync.
 		_ = unix.SyncFileRange(int(a.f.Fd()), a.flushed, a.n-a.flushed, unix.SYNC_FILE_RANGE_WRITE)
 		a.flushed = a.n
@@ -79,14 +80,21 @@ func (a *aside) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// finish waits for what was written lazily; the file is whole after it.
+// finish waits for what is still being written; the file is whole after it,
+// and nothing is written to it any more.
 func (a *aside) finish() error {
 	if a.direct == nil {
 		return a.err
 	}
 	err := a.direct.finish()
 	a.direct = nil
-	return errors.Join(a.err, err)
+	if err != nil {
+		err = a.s.failed(a.path, err)
+	}
+	if a.err == nil {
+		a.err = err
+	}
+	return a.err
 }
 
 // discard removes the file unless it was renamed to its place.

@@ -79,6 +79,7 @@ func (p *partial) Write(b []byte) (int, error) {
 }
 
 func (p *partial) Reset() error {
+	p.a.finish() // what it wrote goes, and why it failed with it
 	p.h.Reset()
 	p.over, p.a.n, p.a.flushed, p.a.err = false, 0, 0, nil
 	if _, err := p.a.f.Seek(0, io.SeekStart); err != nil {
@@ -105,6 +106,9 @@ func (p *partial) Commit(ctx context.Context) error {
 	if got := digest.NewDigest(p.d.Digest.Algorithm(), p.h); got != p.d.Digest {
 		return &oci.DigestError{Want: p.d.Digest, Got: got}
 	}
+	if err := p.a.finish(); err != nil {
+		return err
+	}
 	if leaseOf(ctx) == nil {
 		ctx = p.ctx
 	}
@@ -122,8 +126,9 @@ func (p *partial) Close() error {
 		return nil
 	}
 	p.done = true
+	err := p.a.finish() // the bytes stay for later
 	if p.a.n == 0 {
 		os.Remove(p.a.path)
 	}
-	return p.a.f.Close()
+	return errors.Join(err, p.a.f.Close())
 }
