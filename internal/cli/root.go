@@ -174,6 +174,7 @@ func (a *App) imageCommand() *cobra.Command {
 		a.imageInspectCommand(),
 		a.loadCommand("load"),
 		a.imageListCommand(),
+		a.imagePruneCommand(),
 		a.pullCommand("pull"),
 		a.pushCommand("push"),
 		rm,

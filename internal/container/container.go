@@ -47,6 +47,8 @@ type Container struct {
 	Name     string
 	Image    string     // as it was asked for
 	ImageID  oci.Digest // its config
+	Manifest oci.Digest `json:",omitempty"` // and what names it,
+	Target   oci.Digest `json:",omitempty"` // so that the image stays while the container does
 	Layers   []oci.Digest
 	Command  []string // entrypoint and arguments
 	Created  time.Time
@@ -183,6 +185,11 @@ func (c *Set) record(ctx context.Context, one *Container) error {
 		return err
 	}
 	holds := append([]oci.Digest{one.ImageID}, one.Layers...)
+	for _, d := range []oci.Digest{one.Manifest, one.Target} {
+		if d != "" {
+			holds = append(holds, d)
+		}
+	}
 	return c.store.PutRecord(ctx, store.Record{Bucket: bucket, Key: one.ID, Value: value, Holds: holds, Created: one.Created})
 }
 

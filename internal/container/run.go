@@ -55,6 +55,7 @@ func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 	spec := opt.Sandbox
 	one := &Container{
 		ID: newID(), Name: opt.Name, Image: opt.ImageName, ImageID: opt.Image.ID, Layers: opt.Image.Layers,
+		Manifest: opt.Image.Manifest.Digest, Target: opt.Image.Target.Digest,
 		Created: time.Now(), State: Created, Labels: opt.Labels, Remove: opt.Remove, Network: string(spec.Network),
 	}
 	conf := &opt.Config.Config

@@ -48,7 +48,6 @@ func (s *Store) Collect(ctx context.Context, from ...oci.Digest) (*Freed, error)
 		}
 	}
 	freed := &Freed{}
-	seen := map[[2]uint64]bool{}
 	if err := s.sweepLeases(); err != nil { // what they hold is no root any more
 		return nil, err
 	}
@@ -56,43 +55,43 @@ func (s *Store) Collect(ctx context.Context, from ...oci.Digest) (*Freed, error)
 	if err != nil {
 		return nil, err
 	}
-	ctx = context.WithoutCancel(ctx) // rows are gone: finish
+	return freed, s.clearOut(ctx, dead, len(from) == 0, freed)
+}
+
+// clearOut deletes the files of the dead, whose rows are gone, and with sweep
+// those that never had any.
+func (s *Store) clearOut(ctx context.Context, dead []oci.Digest, sweep bool, freed *Freed) error {
+	ctx = context.WithoutCancel(ctx) // finish
 	s.forgetTOCs(dead)
 	var left leftovers
-	if len(from) == 0 {
-		if left, err = s.findLeftovers(ctx, &freed.Bytes, seen); err != nil {
-			return freed, err
+	seen := map[[2]uint64]bool{}
+	if sweep {
+		var err error
+		if left, err = s.findLeftovers(ctx, false, &freed.Bytes, seen); err != nil {
+			return err
 		}
 	}
 	left.blobs = append(left.blobs, dead...)
 	left.layers = append(left.layers, dead...)
 	if len(left.blobs)+len(left.layers)+len(left.paths) == 0 {
-		return freed, nil
+		return nil
 	}
 	trash := s.path("work", trashPrefix+newName())
 	if err := os.Mkdir(trash, 0o700); err != nil {
-		return freed, s.failed(trash, err)
+		return s.failed(trash, err)
 	}
-	err = s.write(ctx, func(t *tx) error { return s.clearAway(t, left, trash) })
+	err := s.write(ctx, func(t *tx) error { return s.clearAway(t, left, trash) })
 	freed.Bytes += blocks(trash, seen) - ownBlocks(trash)
 	if rerr := removeAll(trash); err == nil {
 		err = s.failed(trash, rerr)
 	}
-	return freed, err
+	return err
 }
 
 // bringOut decides what is dead and deletes its rows.
 func (s *Store) bringOut(ctx context.Context, from []oci.Digest, freed *Freed) (dead []oci.Digest, err error) {
-	decide := func(t *tx) error {
-		held, err := s.leased()
-		if err != nil {
-			return err
-		}
-		if len(from) > 0 {
-			dead, err = t.deadBelow(from, held)
-		} else {
-			dead, err = t.deadOfAll(held)
-		}
+	decide := func(t *tx) (err error) {
+		dead, err = s.dead(t, len(from) == 0, from)
 		return err
 	}
 	// Often there is nothing to do, and that is known without the write lock.
@@ -112,6 +111,18 @@ func (s *Store) bringOut(ctx context.Context, from []oci.Digest, freed *Freed) (
 		}
 		return t.bury(dead, freed)
 	})
+}
+
+// dead returns what nothing reaches, of everything or below from.
+func (s *Store) dead(t *tx, all bool, from []oci.Digest) ([]oci.Digest, error) {
+	held, err := s.leased()
+	if err != nil {
+		return nil, err
+	}
+	if all {
+		return t.deadOfAll(held)
+	}
+	return t.deadBelow(from, held)
 }
 
 // roots is a condition: something outside the graph, other than a lease, names

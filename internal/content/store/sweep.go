@@ -14,9 +14,9 @@ import (
 const keepPartial = 24 * time.Hour
 
 // findLeftovers looks for files that no row speaks for. Those that nothing
-// else can be about to use are deleted at once, and counted.
-func (s *Store) findLeftovers(ctx context.Context, bytes *int64, seen map[[2]uint64]bool) (left leftovers, err error) {
-	if err := s.sweepPartials(bytes, seen); err != nil {
+// else can be about to use are deleted at once, unless dry, and counted.
+func (s *Store) findLeftovers(ctx context.Context, dry bool, bytes *int64, seen map[[2]uint64]bool) (left leftovers, err error) {
+	if err := s.sweepPartials(dry, bytes, seen); err != nil {
 		return left, err
 	}
 	trash, err := filepath.Glob(s.path("work", trashPrefix+"*"))
@@ -25,6 +25,9 @@ func (s *Store) findLeftovers(ctx context.Context, bytes *int64, seen map[[2]uin
 	}
 	for _, t := range trash {
 		*bytes += blocks(t, seen)
+		if dry {
+			continue
+		}
 		if err := removeAll(t); err != nil {
 			return left, s.failed(t, err)
 		}
@@ -79,7 +82,7 @@ func (s *Store) findLeftovers(ctx context.Context, bytes *int64, seen map[[2]uin
 }
 
 // sweepPartials deletes what dead writers left, and old downloads.
-func (s *Store) sweepPartials(bytes *int64, seen map[[2]uint64]bool) error {
+func (s *Store) sweepPartials(dry bool, bytes *int64, seen map[[2]uint64]bool) error {
 	dir := s.path("partial")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -96,7 +99,9 @@ func (s *Store) sweepPartials(bytes *int64, seen map[[2]uint64]bool) error {
 			continue
 		}
 		*bytes += blocks(path, seen)
-		err = os.Remove(path)
+		if !dry {
+			err = os.Remove(path)
+		}
 		lock.Close()
 		if err != nil {
 			return s.failed(path, err)

@@ -1,0 +1,248 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/strake-project/strake/internal/cli/term"
+	"github.com/strake-project/strake/internal/container"
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// pruneOptions are the flags of the prune commands.
+type pruneOptions struct {
+	all, force, dry, volumes bool
+	filters                  filters
+}
+
+// pruneFlags declares those that all of them have.
+func (o *pruneOptions) pruneFlags(cmd *cobra.Command, filters string) {
+	fs := cmd.Flags()
+	fs.BoolVarP(&o.force, "force", "f", false, "Don't ask")
+	fs.BoolVar(&o.dry, "dry-run", false, "Show what would go, with true bytes, and change nothing")
+	fs.Var(&o.filters, "filter", "Remove only what fits ("+filters+")")
+}
+
+func (a *App) imagePruneCommand() *cobra.Command {
+	var o pruneOptions
+	cmd := &cobra.Command{
+		Use:   "prune [OPTIONS]",
+		Short: "Remove unused images",
+		Example: `  strake image prune --dry-run
+  strake image prune -a -f --filter until=240h`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.imagePrune(cmd.Context(), &o) },
+	}
+	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "Remove also images with a name that no container uses")
+	o.pruneFlags(cmd, "dangling=, label=, label!=, until=")
+	return cmd
+}
+
+func (a *App) imagePrune(ctx context.Context, o *pruneOptions) error {
+	all, err := o.allImages()
+	if err != nil {
+		return err
+	}
+	warning := "WARNING! This will remove all dangling images."
+	if o.all {
+		warning = "WARNING! This will remove all images without at least one container associated to them."
+	}
+	if !o.dry && !o.force {
+		if yes, err := a.confirm(ctx, warning+"\nAre you sure you want to continue? [y/N] "); err != nil || !yes {
+			return err
+		}
+	}
+	s, err := a.Store()
+	if err != nil {
+		return err
+	}
+	images, err := unusedImages(ctx, s, all, o.filters)
+	if err != nil {
+		return err
+	}
+	p := store.Prune{Images: images, All: len(o.filters) == 0, Dry: o.dry}
+	if o.dry {
+		return a.planImages(ctx, s, p)
+	}
+	done, err := s.Prune(ctx, p)
+	if err != nil {
+		return daemon(err)
+	}
+	printDeleted(a.Out, images, done)
+	a.reclaimed(done.Bytes)
+	return nil
+}
+
+// allImages tells whether images with names go too: -a, which is short for the
+// filter dangling=false.
+func (o *pruneOptions) allImages() (bool, error) {
+	if err := o.filters.check("dangling", "label", "label!", "until"); err != nil {
+		return false, err
+	}
+	all := o.all
+	if len(o.filters.values("dangling")) > 0 {
+		dangling, err := o.filters.boolean("dangling")
+		if err != nil {
+			return false, err
+		}
+		all = !dangling
+	}
+	o.filters = slices.DeleteFunc(o.filters, func(f filter) bool { return f.key == "dangling" })
+	return all, nil
+}
+
+// unusedImages lists what no container uses and the filters let through, only
+// what has no name unless all.
+func unusedImages(ctx context.Context, s *store.Store, all bool, fs filters) ([]store.Image, error) {
+	keep, err := imageFilter(ctx, s, fs)
+	if err != nil {
+		return nil, err
+	}
+	used, err := usedImages(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	images, err := s.Images(ctx)
+	if err != nil {
+		return nil, daemon(err)
+	}
+	return slices.DeleteFunc(images, func(i store.Image) bool {
+		return used[i.ID] > 0 || !all && len(i.Names)+len(i.Digests) > 0 || !keep(&i)
+	}), nil
+}
+
+// usedImages counts the containers of each image.
+func usedImages(ctx context.Context, s *store.Store) (map[oci.Digest]int, error) {
+	list, err := container.In(s).List(ctx)
+	if err != nil {
+		return nil, daemon(err)
+	}
+	used := map[oci.Digest]int{}
+	for _, c := range list {
+		used[c.ImageID]++
+	}
+	return used, nil
+}
+
+// printDeleted prints what went of the images, as docker does: names, IDs, and
+// the layers from the top down.
+func printDeleted(w io.Writer, images []store.Image, done *store.Pruned) {
+	gone := map[oci.Digest]bool{}
+	for _, list := range [][]oci.Digest{done.Configs, done.Layers, done.Blobs} {
+		for _, d := range list {
+			gone[d] = true
+		}
+	}
+	var lines []string
+	deleted := func(d oci.Digest) {
+		if gone[d] {
+			delete(gone, d) // it is said once
+			lines = append(lines, "deleted: "+string(d))
+		}
+	}
+	for i := range images {
+		img := &images[i]
+		for _, n := range done.Untagged[img.ID] {
+			lines = append(lines, "untagged: "+n.Familiar())
+		}
+		deleted(img.ID)
+		for _, l := range slices.Backward(img.Layers) {
+			deleted(l)
+		}
+	}
+	if len(lines) > 0 {
+		fmt.Fprintf(w, "Deleted Images:\n%s\n\n", strings.Join(lines, "\n"))
+	}
+}
+
+func (a *App) reclaimed(bytes int64) {
+	fmt.Fprintln(a.Out, "Total reclaimed space:", units.HumanSize(float64(bytes)))
+}
+
+// planImages prints what p would delete: each image with the bytes that go
+// with it, those that several share at the first.
+func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune) error {
+	p.Dry = true
+	done, err := s.Prune(ctx, p)
+	if err != nil {
+		return daemon(err)
+	}
+	disk, err := s.Disk(ctx)
+	if err != nil {
+		return daemon(err)
+	}
+	dead := map[oci.Digest]bool{}
+	for _, d := range done.Dead {
+		dead[d] = true
+	}
+	rest := done.Bytes
+	w := term.NewTable(a.Out)
+	fmt.Fprintln(w, "IMAGE ID\tNAME\tWOULD FREE")
+	for i := range p.Images {
+		img := &p.Images[i]
+		reached := map[oci.Digest]bool{}
+		disk.Reach(reached, img.Target.Digest, img.Manifest.Digest)
+		var n int64
+		for d := range reached {
+			if dead[d] {
+				n += disk.Bytes[d]
+				delete(dead, d)
+			}
+		}
+		rest -= n
+		name := "<none>"
+		if names := done.Untagged[img.ID]; len(names) > 0 {
+			name = names[0].Familiar()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", shortID(img.ID, false), name, units.HumanSize(float64(n)))
+		for i, n := range done.Untagged[img.ID] {
+			if i > 0 {
+				fmt.Fprintf(w, "\t%s\t\n", n.Familiar())
+			}
+		}
+	}
+	if rest > 0 {
+		fmt.Fprintf(w, "<none>\twhat no image needs\t%s\n", units.HumanSize(float64(rest)))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	a.wouldFree(done.Bytes)
+	return nil
+}
+
+func (a *App) wouldFree(bytes int64) {
+	fmt.Fprintf(a.Out, "\nWould reclaim: %s (%d bytes)\n", units.HumanSize(float64(bytes)), bytes)
+}
+
+// confirm asks; anything but y is no. An ending stdin is no too.
+func (a *App) confirm(ctx context.Context, question string) (bool, error) {
+	fmt.Fprint(a.Out, question)
+	line, err := bufio.NewReader(a.stdin(ctx)).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return false, err
+	}
+	return strings.EqualFold(strings.TrimSpace(line), "y"), nil
+}
+
+// before is the moment that the filter until= names, or none.
+func (f filters) before() (time.Time, error) {
+	v := f.values("until")
+	switch len(v) {
+	case 0:
+		return time.Time{}, nil
+	case 1:
+		t, err := timestamp(v[0], time.Now())
+		return t, daemon(err)
+	}
+	return time.Time{}, daemonf("more than one until filter specified")
+}
