@@ -50,11 +50,23 @@ func (f *fileStep) output(ctx context.Context, i int) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer d.Close()
+	keep := false
+	defer func() {
+		if !keep {
+			d.Close()
+		}
+	}()
 	if base, err = base.layered(ctx, f.opt.Store, f.start); err != nil {
 		return nil, err
 	}
 	l, err := writeDraft(ctx, f.opt.Store, d)
+	if errors.Is(err, oci.ErrInvalid) && base == nil && f.op.Actions[i].GetCopy().GetAttemptUnpackDockerCompatibility() {
+		// A context that came as a tar may have names that no layer has, such as
+		// .wh.x. They matter only if something copies them.
+		keep = true
+		f.opened(d)
+		return &Snapshot{store: f.opt.Store, view: d}, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -290,6 +290,9 @@ func (s *step) remember(ctx context.Context, k key, out []*Snapshot) error {
 	var holds []oci.Digest
 	seen := map[oci.Digest]bool{}
 	for i, snap := range out {
+		if snap != nil && snap.view != nil {
+			return nil // it lives as long as this build
+		}
 		var o output
 		if snap != nil {
 			o.Layers = snap.Layers

@@ -8,6 +8,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/frontend/gateway/client"
@@ -76,7 +77,7 @@ func (r *reference) lookup(ctx context.Context, name string) (tree.View, string,
 	e, err := view.Lstat(p)
 	if err != nil {
 		// BuildKit's words, which scripts know: the path as it was asked for.
-		return nil, "", nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+		return nil, "", nil, &fs.PathError{Op: "open", Path: name, Err: syscall.ENOENT}
 	}
 	return view, p, e, nil
 }
