@@ -37,6 +37,7 @@ func (a *App) topLevel() []*cobra.Command {
 		a.rmiCommand("rmi"),
 		a.saveCommand("save"),
 		a.tagCommand("tag"),
+		a.tagsCommand(),
 
 		a.containerCommand(),
 		a.imageCommand(),
