@@ -68,8 +68,8 @@ func isRemote(path string) bool {
 	if strings.HasPrefix(path, "http://") || strings.HasPrefix(path, "https://") {
 		return true
 	}
-	_, ok, err := dfgitutil.ParseGitRef(path)
-	return ok && err == nil
+	_, ok, _ := dfgitutil.ParseGitRef(path) // what is wrong with it, the frontend says
+	return ok
 }
 
 // remoteContext leaves path to the build. The Dockerfile lies in it, unless

@@ -159,8 +159,12 @@ func (in *buildInput) namedContexts(list []string) error {
 			if !st.IsDir() {
 				return fmt.Errorf("build context %s: %s is no directory", name, value)
 			}
-			in.locals[name] = value
-			in.contexts[name] = "local:" + name
+			dir := name
+			if dir == "context" || dir == "dockerfile" {
+				dir = "_" + dir // those are the build's own
+			}
+			in.locals[dir] = value
+			in.contexts[name] = "local:" + dir
 		}
 	}
 	return nil
