@@ -109,38 +109,53 @@ func cmdRootfs(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(tw.Close())
 }
 
-// cmdBusybox makes a root file system's tar with a busybox that runs.
 func cmdBusybox(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: busyboxfs FILE")
 	}
+	ts.Check(busyboxTar(ts.MkAbs(args[0])))
+}
+
+// busyboxTar makes a root file system's tar with a busybox that runs.
+func busyboxTar(file string) error {
 	path, err := exec.LookPath("busybox")
-	ts.Check(err)
+	if err != nil {
+		return err
+	}
 	binary, err := os.ReadFile(path)
-	ts.Check(err)
-	f, err := os.Create(ts.MkAbs(args[0]))
-	ts.Check(err)
+	if err != nil {
+		return err
+	}
+	applets, err := exec.Command(path, "--list").Output()
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
 	defer f.Close()
 	tw := tar.NewWriter(f)
+	var errs []error
 	add := func(h *tar.Header, data []byte) {
 		h.Size, h.ModTime = int64(len(data)), time.Unix(1e9, 0)
-		ts.Check(tw.WriteHeader(h))
-		_, err := tw.Write(data)
-		ts.Check(err)
+		err := tw.WriteHeader(h)
+		if err == nil {
+			_, err = tw.Write(data)
+		}
+		errs = append(errs, err)
 	}
 	for _, d := range []string{"bin/", "etc/", "tmp/"} {
 		add(&tar.Header{Name: d, Mode: 0o755, Typeflag: tar.TypeDir}, nil)
 	}
 	add(&tar.Header{Name: "etc/passwd", Mode: 0o644, Typeflag: tar.TypeReg}, []byte("root:x:0:0::/:/bin/sh\n"))
 	add(&tar.Header{Name: "bin/busybox", Mode: 0o755, Typeflag: tar.TypeReg}, binary)
-	applets, err := exec.Command(path, "--list").Output()
-	ts.Check(err)
 	for a := range strings.FieldsSeq(string(applets)) {
 		if a != "busybox" {
 			add(&tar.Header{Name: "bin/" + a, Linkname: "busybox", Mode: 0o777, Typeflag: tar.TypeSymlink}, nil)
 		}
 	}
-	ts.Check(tw.Close())
+	return errors.Join(append(errs, tw.Close())...)
 }
 
 func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
