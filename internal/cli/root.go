@@ -175,6 +175,8 @@ func (a *App) imageCommand() *cobra.Command {
 		a.imageInspectCommand(),
 		a.loadCommand("load"),
 		a.imageListCommand(),
+		a.imageMutateCommand(),
+		a.imageSquashCommand(),
 		a.imagePruneCommand(),
 		a.pullCommand("pull"),
 		a.pushCommand("push"),

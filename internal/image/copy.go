@@ -23,38 +23,29 @@ type member struct {
 }
 
 // members lists what is at root of v and below, in canonical order, renamed so
-// that root is called as. Of the names of one file the first is the file and the
-// others are hard links to it.
+// that root is called as.
 func members(v tree.View, root, as string) ([]member, error) {
 	var all []member
-	first := map[string]string{}
 	err := tree.Walk(v, root, func(e *layer.Entry) error {
 		m := member{*e, e.Path}
 		m.Path = path.Join(as, strings.TrimPrefix(strings.TrimPrefix(e.Path, root), "/"))
 		if root == "." {
 			m.Path = path.Join(as, e.Path)
 		}
-		switch e.Type {
-		case layer.HardLink:
-			return fmt.Errorf("%s: hard link to %s, which no layer has: %w", e.Path, e.Link, oci.ErrInvalid)
-		case layer.Regular:
-			group := e.Path
-			if e.Link != "" {
-				group = e.Link
-			}
-			m.Link = ""
-			if to, seen := first[group]; seen {
-				m.Type, m.Link = layer.HardLink, to
-			} else {
-				first[group] = m.Path
-			}
-		}
 		all = append(all, m)
 		return nil
 	})
-	// Walk's order is that of whole paths' components already, but a renamed
-	// root may be ".", so it is said once more.
-	slices.SortStableFunc(all, func(a, b member) int {
+	if err != nil {
+		return nil, err
+	}
+	return all, relink(all)
+}
+
+// relink puts all into canonical order. Of the names of one file the first is
+// the file then and the others are hard links to it, whichever of them a layer
+// had first and whether or not that one is here.
+func relink(all []member) error {
+	slices.SortFunc(all, func(a, b member) int {
 		switch {
 		case layer.Less(&a.Entry, &b.Entry):
 			return -1
@@ -63,7 +54,26 @@ func members(v tree.View, root, as string) ([]member, error) {
 		}
 		return 0
 	})
-	return all, err
+	first := map[string]string{}
+	for i := range all {
+		m := &all[i]
+		switch m.Type {
+		case layer.HardLink:
+			return fmt.Errorf("%s: hard link to %s, which no layer has: %w", m.from, m.Link, oci.ErrInvalid)
+		case layer.Regular:
+			group := m.from
+			if m.Link != "" {
+				group = m.Link
+			}
+			m.Link = ""
+			if to, seen := first[group]; seen {
+				m.Type, m.Link = layer.HardLink, to
+			} else {
+				first[group] = m.Path
+			}
+		}
+	}
+	return nil
 }
 
 // entryWriter is a layer.Writer, or the store's.
@@ -95,10 +105,8 @@ func WriteTar(ctx context.Context, w io.Writer, v tree.View, root, as string) er
 		return err
 	}
 	tw := layer.NewWriter(w)
-	for i := range all {
-		if err := write(ctx, tw, v, &all[i]); err != nil {
-			return err
-		}
+	if err := writeAll(ctx, tw, v, all); err != nil {
+		return err
 	}
 	_, err = tw.Close()
 	return err

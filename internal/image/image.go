@@ -42,8 +42,11 @@ type Image struct {
 
 // Many is Tree for reading many files: a layer that is only packed is unpacked
 // once instead of being decompressed for each file.
-func (im *Image) Many() *tree.Stack {
-	return tree.New(im.tocs, func(ctx context.Context, i int, e *layer.Entry) (io.ReadCloser, error) {
+func (im *Image) Many() *tree.Stack { return im.lower(len(im.tocs)) }
+
+// lower is Many of the lowest n layers.
+func (im *Image) lower(n int) *tree.Stack {
+	return tree.New(im.tocs[:n], func(ctx context.Context, i int, e *layer.Entry) (io.ReadCloser, error) {
 		return im.store.OpenFile(ctx, im.tocs[i].DiffID, e)
 	})
 }
