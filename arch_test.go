@@ -22,6 +22,7 @@ var floors = map[string]int{
 	"internal/oci/layer":       1,
 	"internal/oci/tree":        1,
 	"internal/content":         2,
+	"internal/content/bulk":    2,
 	"internal/content/store":   2,
 	"internal/content/remote":  2,
 	"internal/content/archive": 2,
@@ -45,9 +46,10 @@ var floors = map[string]int{
 // asks the store for trees, the sandbox mounts what rootfs describes, and a
 // tree is made of layers.
 var sameFloor = map[[2]string]bool{
-	{"internal/oci/tree", "internal/oci/layer"}:   true,
-	{"internal/rootfs", "internal/content/store"}: true,
-	{"internal/sandbox", "internal/rootfs"}:       true,
+	{"internal/oci/tree", "internal/oci/layer"}:         true,
+	{"internal/content/store", "internal/content/bulk"}: true,
+	{"internal/rootfs", "internal/content/store"}:       true,
+	{"internal/sandbox", "internal/rootfs"}:             true,
 }
 
 // maxLines bounds a source file. Tables that a program wrote do not count.

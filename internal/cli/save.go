@@ -15,6 +15,7 @@ import (
 
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/content/archive"
+	"github.com/strake-project/strake/internal/content/bulk"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
@@ -157,11 +158,13 @@ func writeFile(path string, write func(io.Writer) error) error {
 		return err
 	}
 	defer f.Cleanup()
-	w := bufio.NewWriterSize(f, 1<<20)
-	if err := write(w); err != nil {
-		return err
+	w := bulk.New(f.File)
+	err = write(w)
+	// Also where write failed: Finish waits for what is still being written.
+	if last := w.Finish(); err == nil {
+		err = last
 	}
-	if err := w.Flush(); err != nil {
+	if err != nil {
 		return err
 	}
 	return f.CloseAtomicallyReplace()

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-project/strake/internal/content/bulk"
 )
 
 // aside is a file being written, outside of where anything would find it. It
@@ -28,7 +30,7 @@ type aside struct {
 	lazy bool
 	// direct writes the file past the page cache; nil where writing goes on in
 	// the middle of a file, and before the first Write.
-	direct *direct
+	direct *bulk.Writer
 }
 
 func newName() string {
@@ -60,7 +62,7 @@ func (a *aside) Write(p []byte) (int, error) {
 		return 0, a.err
 	}
 	if a.n == 0 && a.direct == nil {
-		a.direct = newDirect(a.f)
+		a.direct = bulk.New(a.f)
 	}
 	w := io.Writer(a.f)
 	if a.direct != nil {
@@ -86,7 +88,7 @@ func (a *aside) finish() error {
 	if a.direct == nil {
 		return a.err
 	}
-	err := a.direct.finish()
+	err := a.direct.Finish()
 	a.direct = nil
 	if err != nil {
 		err = a.s.failed(a.path, err)

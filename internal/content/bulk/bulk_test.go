@@ -1,4 +1,4 @@
-package store
+package bulk
 
 import (
 	"bytes"
@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestDirect writes files of every awkward length in pieces of every awkward
+// TestWriter writes files of every awkward length in pieces of every awkward
 // size, on a disk and on a tmpfs, which may know no direct I/O.
-func TestDirect(t *testing.T) {
+func TestWriter(t *testing.T) {
 	for _, dir := range []string{t.TempDir(), "/dev/shm"} {
 		for _, size := range []int{0, 1, blockSize - 1, blockSize, directFrom, directFrom + 1, 9*blockSize - 5, 9 * blockSize} {
 			r := rand.NewChaCha8([32]byte{byte(size)})
@@ -24,7 +24,7 @@ func TestDirect(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer os.Remove(f.Name())
-			d := newDirect(f)
+			d := New(f)
 			for rest := want; len(rest) > 0; {
 				n := min(len(rest), 1+int(r.Uint64()%(300<<10)))
 				if _, err := d.Write(rest[:n]); err != nil {
@@ -32,7 +32,7 @@ func TestDirect(t *testing.T) {
 				}
 				rest = rest[n:]
 			}
-			if err := d.finish(); err != nil {
+			if err := d.Finish(); err != nil {
 				t.Fatal(err)
 			}
 			got, err := os.ReadFile(f.Name())
@@ -44,9 +44,9 @@ func TestDirect(t *testing.T) {
 	}
 }
 
-// TestDirectFails: a disk that is full in the middle is an error of Write or
-// finish, and both end.
-func TestDirectFails(t *testing.T) {
+// TestFullDisk: a disk that is full in the middle is an error of Write or
+// Finish, and both end.
+func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a file system needs root")
 	}
@@ -60,14 +60,14 @@ func TestDirectFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	d := newDirect(f)
+	d := New(f)
 	piece := make([]byte, 100<<10)
 	for range 200 {
 		if _, err = d.Write(piece); err != nil {
 			break
 		}
 	}
-	if err := errors.Join(err, d.finish()); !errors.Is(err, unix.ENOSPC) {
+	if err := errors.Join(err, d.Finish()); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("a full disk: %v", err)
 	}
 }

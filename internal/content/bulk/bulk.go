@@ -1,4 +1,9 @@
-package store
+// Package bulk writes large files past the page cache.
+//
+// Copying into the page cache costs more than the disk does (420 MB on the
+// machine where it was measured: 1.1 s of CPU, against 0.4 s of waiting), and
+// what strake writes in bulk, layers and archives, is not read again soon.
+package bulk
 
 import (
 	"errors"
@@ -7,15 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// direct writes a large file past the page cache, from a goroutine of its own,
-// while the caller reads and hashes what comes next. Copying into the page
-// cache costs more than the disk does (420 MB: 1.1 s of CPU, against 0.4 s of
-// waiting), and a layer that was just built is not read again soon.
+// Writer writes a file from its beginning, in a goroutine of its own, while
+// the caller reads and hashes what comes next.
 //
 // Blocks lie at multiples of blockSize in the file. The first few, which is
 // all of a small layer, and the last one are written the ordinary way, as is
 // everything where the file system knows no direct I/O.
-type direct struct {
+type Writer struct {
 	f, raw *os.File
 	cur    []byte // the block being filled
 	n      int    // bytes in cur
@@ -39,12 +42,14 @@ const (
 	directFrom = 4 * blockSize // offset of the first block past the page cache
 )
 
-func newDirect(f *os.File) *direct {
-	return &direct{f: f, free: make(chan []byte, ringBlocks)}
+// New returns a Writer to f, which is empty, open for writing and still has the
+// name it was opened by. Nothing else writes to f before Finish.
+func New(f *os.File) *Writer {
+	return &Writer{f: f, free: make(chan []byte, ringBlocks)}
 }
 
 // Write fails with the error of an earlier block as soon as it is known.
-func (d *direct) Write(p []byte) (int, error) {
+func (d *Writer) Write(p []byte) (int, error) {
 	total := 0
 	for len(p) > 0 {
 		if d.err != nil {
@@ -67,7 +72,7 @@ func (d *direct) Write(p []byte) (int, error) {
 }
 
 // take finds an empty block.
-func (d *direct) take() error {
+func (d *Writer) take() error {
 	if d.made == ringBlocks {
 		d.cur = <-d.free
 		return nil
@@ -88,7 +93,7 @@ func (d *direct) take() error {
 }
 
 // send writes the full block, or has it written.
-func (d *direct) send() error {
+func (d *Writer) send() error {
 	b := block{d.cur, d.off}
 	d.cur, d.n, d.off = nil, 0, d.off+blockSize
 	if b.off < directFrom {
@@ -113,7 +118,7 @@ func (d *direct) send() error {
 }
 
 // run writes blocks until there are no more, or one fails.
-func (d *direct) run() {
+func (d *Writer) run() {
 	var failed error
 	for b := range d.full {
 		if failed == nil {
@@ -132,7 +137,7 @@ func (d *direct) run() {
 	close(d.free) // tells finish that nobody uses a block any more
 }
 
-func (d *direct) write(b block) error {
+func (d *Writer) write(b block) error {
 	if d.raw != nil {
 		_, err := d.raw.WriteAt(b.b, b.off)
 		if !errors.Is(err, unix.EINVAL) {
@@ -145,9 +150,9 @@ func (d *direct) write(b block) error {
 	return err
 }
 
-// finish writes what is left, waits for everything and frees the blocks. d is
+// Finish writes what is left, waits for everything and frees the blocks. d is
 // done with afterwards, whatever it returns; a second call returns nil.
-func (d *direct) finish() error {
+func (d *Writer) Finish() error {
 	if d.free == nil {
 		return nil
 	}
