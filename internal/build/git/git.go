@@ -140,7 +140,7 @@ type Git struct {
 	// Scratch makes an empty directory of its own, which the caller of Git
 	// removes some day.
 	Scratch func(context.Context) (string, error)
-	// Log receives what git prints, if set.
+	// Log receives what git prints, if set; from several goroutines.
 	Log func(stream int, data []byte)
 }
 

@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,7 +28,7 @@ type lab struct {
 	testing.TB
 	dir, url string
 	// auth is what the server wants as Authorization, if set.
-	auth string
+	auth atomic.Value
 	git  *Git
 }
 
@@ -47,7 +49,7 @@ func newLab(t testing.TB) *lab {
 	l := &lab{TB: t, dir: t.TempDir()}
 	h := &cgi.Handler{Path: backend, Env: []string{"GIT_PROJECT_ROOT=" + l.dir, "GIT_HTTP_EXPORT_ALL=1"}, Stderr: io.Discard}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if l.auth != "" && r.Header.Get("Authorization") != l.auth {
+		if auth := l.auth.Load(); auth != nil && r.Header.Get("Authorization") != auth {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
@@ -278,14 +280,15 @@ func TestSubmodules(t *testing.T) {
 func TestCredentials(t *testing.T) {
 	l := newLab(t)
 	l.sh("r", base)
-	l.auth = Basic("user", "hunter2")
+	l.auth.Store(Basic("user", "hunter2"))
 	withUser := strings.Replace(l.url, "http://", "http://user:hunter2@", 1)
 	remote, auth := Split(withUser + "/r/.git")
-	if remote != l.url+"/r/.git" || auth != l.auth {
+	if remote != l.url+"/r/.git" || auth != Basic("user", "hunter2") {
 		t.Fatalf("Split: %s, %s", remote, auth)
 	}
 	var logs strings.Builder
-	l.git.Log = func(_ int, b []byte) { logs.Write(b) }
+	var mu sync.Mutex
+	l.git.Log = func(_ int, b []byte) { mu.Lock(); defer mu.Unlock(); logs.Write(b) }
 	s := &Source{Remote: remote, Auth: auth, KeepGitDir: true}
 	_, dir, err := l.checkout(s)
 	if err != nil {
