@@ -32,6 +32,7 @@ var floors = map[string]int{
 	"internal/build":           3,
 	"internal/build/frontend":  3,
 	"internal/build/fileop":    3,
+	"internal/build/git":       3,
 	"internal/build/local":     3,
 	"internal/container":       3,
 	"internal/image":           3,
