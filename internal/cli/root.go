@@ -39,9 +39,11 @@ func (a *App) topLevel() []*cobra.Command {
 		a.tagCommand("tag"),
 		a.tagsCommand(),
 
+		a.builderCommand(),
 		a.containerCommand(),
 		a.imageCommand(),
 		a.registryCommand(),
+		a.systemCommand(),
 	}
 }
 
@@ -158,7 +160,7 @@ func (a *App) containerCommand() *cobra.Command {
 	ls.Aliases = []string{"list", "ps"}
 	rm := a.rmCommand("rm")
 	rm.Aliases = []string{"remove"}
-	return a.group("container", "Manage containers", ls, rm, a.runCommand("run"))
+	return a.group("container", "Manage containers", ls, a.containerPruneCommand(), rm, a.runCommand("run"))
 }
 
 // imageCommand is `strake image`.

@@ -1,0 +1,201 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// CacheRecord is one thing that the build cache keeps.
+type CacheRecord struct {
+	ID          string
+	Type        string // BuildKit's: "regular", "exec.cachemount"
+	Description string
+	Created     time.Time
+	Used        time.Time
+	Size        int64 // true disk bytes that no image and no older record has
+	InUse       bool  // a build has it mounted
+	Shared      bool  // its layers are an image's too
+
+	record store.Record
+	dir    string // of a cache mount
+}
+
+// Cache lists the build cache, the least recently used first. images are what
+// the images of disk reach.
+func Cache(ctx context.Context, s *store.Store, disk *store.Disk, images map[oci.Digest]bool) ([]CacheRecord, error) {
+	steps, err := s.Records(ctx, bucketSteps)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(steps, func(a, b store.Record) int { return a.Created.Compare(b.Created) })
+	charged := map[oci.Digest]bool{}
+	var list []CacheRecord
+	for _, r := range steps {
+		c := CacheRecord{ID: oci.Digest(r.Key).Encoded(), Type: "regular", Created: r.Created, Used: r.Used, record: r, Shared: len(r.Holds) > 0}
+		var res result
+		if json.Unmarshal(r.Value, &res) == nil {
+			c.Description = res.Name
+		}
+		reached := map[oci.Digest]bool{}
+		disk.Reach(reached, r.Holds...)
+		for d := range reached {
+			if !images[d] && !charged[d] {
+				charged[d] = true
+				c.Size += disk.Bytes[d]
+			}
+		}
+		for _, d := range r.Holds {
+			c.Shared = c.Shared && images[d]
+		}
+		list = append(list, c)
+	}
+	mounts, err := cacheMounts(s)
+	list = append(list, mounts...)
+	slices.SortStableFunc(list, func(a, b CacheRecord) int { return a.Used.Compare(b.Used) })
+	return list, err
+}
+
+// cacheMounts lists what is below ROOT/caches and was filled.
+func cacheMounts(s *store.Store) ([]CacheRecord, error) {
+	data, err := filepath.Glob(filepath.Join(s.Root(), "caches", "*", "*", "data"))
+	if err != nil {
+		return nil, err
+	}
+	var list []CacheRecord
+	for _, d := range data {
+		dir := filepath.Dir(d)
+		base := filepath.Dir(dir)
+		id, err := os.ReadFile(filepath.Join(base, "id"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		c := CacheRecord{ID: string(digestOf("cachemount", filepath.Base(base), filepath.Base(dir)).Encoded()), Type: "exec.cachemount",
+			Description: "cached mount " + string(id), Size: store.Usage(d), dir: dir}
+		if fi, err := os.Stat(filepath.Join(dir, "lock")); err == nil {
+			c.Created = fi.ModTime()
+		}
+		if fi, err := os.Stat(filepath.Join(base, "id")); err == nil {
+			c.Used = fi.ModTime() // each build writes it
+		}
+		lock, err := lockUnused(dir)
+		if err != nil {
+			return nil, err
+		}
+		c.InUse = lock == nil
+		if lock != nil {
+			lock.Close()
+		}
+		list = append(list, c)
+	}
+	return list, nil
+}
+
+// lockUnused locks a cache mount, or returns nil where a build has it.
+func lockUnused(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// PruneCache removes those of list that are not in use, and returns them with
+// the bytes that are free then. A dry run only tells.
+func PruneCache(ctx context.Context, s *store.Store, list []CacheRecord, dry bool) (gone []CacheRecord, bytes int64, err error) {
+	p := store.Prune{Dry: dry}
+	byKey := map[string]CacheRecord{}
+	for _, c := range list {
+		if c.dir == "" {
+			p.Records = append(p.Records, c.record)
+			byKey[c.record.Key] = c
+			continue
+		}
+		n, err := emptyCache(c.dir, dry)
+		if err != nil {
+			return gone, bytes, err
+		}
+		if n >= 0 {
+			gone = append(gone, c)
+			bytes += n
+		}
+	}
+	// What was remembered of layers serves the steps that are left.
+	if len(list) > 0 {
+		selected, err := s.Records(ctx, bucketSelected)
+		if err != nil {
+			return gone, bytes, err
+		}
+		oldest := slices.MaxFunc(list, func(a, b CacheRecord) int { return a.Used.Compare(b.Used) }).Used
+		for _, r := range selected {
+			if !r.Used.After(oldest) {
+				p.Records = append(p.Records, r)
+			}
+		}
+	}
+	if len(p.Records) == 0 {
+		return gone, bytes, nil
+	}
+	done, err := s.Prune(ctx, p)
+	if err != nil {
+		return gone, bytes, err
+	}
+	for _, r := range done.Records {
+		if c, ok := byKey[r.Key]; ok && r.Bucket == bucketSteps {
+			gone = append(gone, c)
+		}
+	}
+	return gone, bytes + done.Bytes, nil
+}
+
+// emptyCache deletes a cache mount's content and returns its bytes, or -1 where
+// it is in use. The directory and its lock stay: a build may be waiting for it.
+func emptyCache(dir string, dry bool) (int64, error) {
+	lock, err := lockUnused(dir)
+	if lock == nil {
+		return -1, err
+	}
+	defer lock.Close()
+	n := store.Usage(filepath.Join(dir, "data"))
+	left, err := filepath.Glob(filepath.Join(dir, "new-*")) // of builds that were killed
+	if err != nil {
+		return 0, err
+	}
+	for _, l := range left {
+		n += store.Usage(l)
+	}
+	if dry {
+		return n, nil
+	}
+	// Aside first: half of a cache is never mounted.
+	aside := filepath.Join(dir, "new-deleted")
+	if err := os.RemoveAll(aside); err != nil {
+		return 0, err
+	}
+	if err := os.Rename(filepath.Join(dir, "data"), aside); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return 0, err
+	}
+	for _, l := range append(left, aside) {
+		if err := os.RemoveAll(l); err != nil {
+			return 0, err
+		}
+	}
+	return n, nil
+}

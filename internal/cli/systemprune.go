@@ -1,0 +1,309 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/strake-project/strake/internal/build"
+	"github.com/strake-project/strake/internal/cli/term"
+	"github.com/strake-project/strake/internal/container"
+	"github.com/strake-project/strake/internal/content/store"
+)
+
+func (a *App) containerPruneCommand() *cobra.Command {
+	var o pruneOptions
+	cmd := &cobra.Command{
+		Use:     "prune [OPTIONS]",
+		Short:   "Remove all stopped containers",
+		Example: "  strake container prune -f --filter until=24h",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.filters.check("label", "label!", "until"); err != nil {
+				return err
+			}
+			if yes, err := a.agreed(cmd.Context(), &o, "WARNING! This will remove all stopped containers.\nAre you sure you want to continue? [y/N] "); err != nil || !yes {
+				return err
+			}
+			s, err := a.Store()
+			if err != nil {
+				return err
+			}
+			bytes, err := a.pruneContainers(cmd.Context(), s, &o)
+			if err != nil {
+				return err
+			}
+			a.pruned(&o, bytes)
+			return nil
+		},
+	}
+	o.pruneFlags(cmd, "label=, label!=, until=")
+	return cmd
+}
+
+// agreed asks, unless -f or a dry run makes that needless.
+func (a *App) agreed(ctx context.Context, o *pruneOptions, question string) (bool, error) {
+	if o.force || o.dry {
+		return true, nil
+	}
+	return a.confirm(ctx, question)
+}
+
+func (a *App) pruned(o *pruneOptions, bytes int64) {
+	if o.dry {
+		a.wouldFree(bytes)
+		return
+	}
+	a.reclaimed(bytes)
+}
+
+func (a *App) pruneContainers(ctx context.Context, s *store.Store, o *pruneOptions) (int64, error) {
+	until, err := o.filters.before()
+	if err != nil {
+		return 0, err
+	}
+	keep := func(c *container.Container) bool {
+		if !until.IsZero() && !c.Created.Before(until) {
+			return true
+		}
+		for _, l := range o.filters.values("label") {
+			if !hasLabel(c.Labels, l) {
+				return true
+			}
+		}
+		return slices.ContainsFunc(o.filters.values("label!"), func(l string) bool { return hasLabel(c.Labels, l) })
+	}
+	gone, bytes, err := container.In(s).Prune(ctx, keep, o.dry)
+	if len(gone) > 0 {
+		fmt.Fprintln(a.Out, o.title("Containers"))
+		for _, c := range gone {
+			fmt.Fprintln(a.Out, c.ID)
+		}
+		fmt.Fprintln(a.Out)
+	}
+	return bytes, daemon(err)
+}
+
+func (o *pruneOptions) title(what string) string {
+	if o.dry {
+		return "Would delete " + what + ":"
+	}
+	return "Deleted " + what + ":"
+}
+
+func (a *App) systemPruneCommand() *cobra.Command {
+	var o pruneOptions
+	cmd := &cobra.Command{
+		Use:   "prune [OPTIONS]",
+		Short: "Remove unused data",
+		Example: `  strake system prune -f
+  strake system prune -a -f --filter until=240h`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.systemPrune(cmd.Context(), &o) },
+	}
+	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "Remove all unused images, not just dangling ones, and all of the build cache")
+	cmd.Flags().BoolVar(&o.volumes, "volumes", false, "Remove anonymous volumes (they go with their containers)")
+	o.pruneFlags(cmd, "label=, label!=, until=")
+	cmd.Flags().Lookup("dry-run").Hidden = true // the plan of all three together is not made yet
+
+	return cmd
+}
+
+// systemPrune removes containers first, then the images that nobody uses any
+// more, then the build cache.
+func (a *App) systemPrune(ctx context.Context, o *pruneOptions) error {
+	if err := o.filters.check("label", "label!", "until"); err != nil {
+		return err
+	}
+	until, err := o.filters.before()
+	if err != nil {
+		return err
+	}
+	if o.dry {
+		return errors.New("system prune has no --dry-run yet: ask container prune, builder prune and image prune one by one")
+	}
+	if o.volumes && !until.IsZero() {
+		return errors.New(`ERROR: The "until" filter is not supported with "--volumes"`)
+	}
+	if yes, err := a.agreed(ctx, o, o.systemWarning()); err != nil || !yes {
+		return err
+	}
+	s, err := a.Store()
+	if err != nil {
+		return err
+	}
+	total, err := a.pruneContainers(ctx, s, o)
+	if err != nil {
+		return err
+	}
+	images, err := unusedImages(ctx, s, o.all, o.filters)
+	if err != nil {
+		return err
+	}
+	cache := cachePrune{pruneOptions: *o}
+	// The cache knows no labels: who asks for one means none of it.
+	if o.filters.values("label") == nil && o.filters.values("label!") == nil {
+		n, err := a.pruneCache(ctx, s, &cache)
+		total += n
+		if err != nil {
+			return err
+		}
+	}
+	p := store.Prune{Images: images, All: len(o.filters) == 0}
+	done, err := s.Prune(ctx, p)
+	if err != nil {
+		return daemon(err)
+	}
+	printDeleted(a.Out, images, done)
+	a.reclaimed(total + done.Bytes)
+	return nil
+}
+
+func (o *pruneOptions) systemWarning() string {
+	items := []string{"all stopped containers", "all networks not used by at least one container"}
+	if o.volumes {
+		items = append(items, "all anonymous volumes not used by at least one container")
+	}
+	if o.all {
+		items = append(items, "all images without at least one container associated to them", "all build cache")
+	} else {
+		items = append(items, "all dangling images", "unused build cache")
+	}
+	text := "WARNING! This will remove:\n  - " + strings.Join(items, "\n  - ") + "\n\n"
+	if len(o.filters) > 0 {
+		var given []string
+		for _, f := range o.filters {
+			given = append(given, f.key+"="+f.value)
+		}
+		slices.Sort(given)
+		text += "  Items to be pruned will be filtered with:\n  - " + strings.Join(given, "\n  - ") + "\n\n"
+	}
+	return text + "Are you sure you want to continue? [y/N] "
+}
+
+func (a *App) builderCommand() *cobra.Command {
+	return a.group("builder", "Manage builds", a.builderPruneCommand(), a.builderDuCommand())
+}
+
+// cachePrune is what the build cache's prune takes beside what all take.
+type cachePrune struct {
+	pruneOptions
+	keep string
+}
+
+func (a *App) builderPruneCommand() *cobra.Command {
+	var o cachePrune
+	cmd := &cobra.Command{
+		Use:     "prune [OPTIONS]",
+		Short:   "Remove build cache",
+		Example: "  strake builder prune -f --keep-storage 10GB",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.filters.check("until", "unused-for"); err != nil {
+				return err
+			}
+			what := "all dangling build cache"
+			if o.all {
+				what = "all build cache"
+			}
+			if yes, err := a.agreed(cmd.Context(), &o.pruneOptions, "WARNING! This will remove "+what+". Are you sure you want to continue? [y/N] "); err != nil || !yes {
+				return err
+			}
+			s, err := a.Store()
+			if err != nil {
+				return err
+			}
+			bytes, err := a.pruneCache(cmd.Context(), s, &o)
+			if err != nil {
+				return err
+			}
+			if o.dry {
+				a.wouldFree(bytes)
+			} else {
+				fmt.Fprintf(a.Out, "Total:\t%s\n", units.HumanSize(float64(bytes)))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "Remove also what images share")
+	cmd.Flags().StringVar(&o.keep, "keep-storage", "", "Keep this much of it, what was used last (e.g. 10GB)")
+	o.pruneFlags(cmd, "until=")
+	return cmd
+}
+
+// pruneCache removes what o lets through and prints it.
+func (a *App) pruneCache(ctx context.Context, s *store.Store, o *cachePrune) (int64, error) {
+	for i := range o.filters {
+		if o.filters[i].key == "unused-for" {
+			o.filters[i].key = "until"
+		}
+	}
+	until, err := o.filters.before()
+	if err != nil {
+		return 0, err
+	}
+	var keep int64
+	if o.keep != "" {
+		if keep, err = units.RAMInBytes(o.keep); err != nil {
+			return 0, fmt.Errorf("invalid argument %q for \"--keep-storage\" flag: %w", o.keep, err)
+		}
+	}
+	u, err := a.usage(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var total int64
+	for _, c := range u.cache {
+		total += c.Size
+	}
+	var list []build.CacheRecord
+	for _, c := range u.cache { // the least recently used first
+		if c.InUse || c.Shared && !o.all || !until.IsZero() && !c.Used.Before(until) || o.keep != "" && total <= keep {
+			continue
+		}
+		total -= c.Size
+		list = append(list, c)
+	}
+	gone, bytes, err := build.PruneCache(ctx, s, list, o.dry)
+	if len(gone) > 0 {
+		fmt.Fprintln(a.Out, o.title("build cache objects"))
+		for _, c := range gone {
+			fmt.Fprintln(a.Out, c.ID)
+		}
+		fmt.Fprintln(a.Out)
+	}
+	return bytes, daemon(err)
+}
+
+func (a *App) builderDuCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "du",
+		Short:   "Show the build cache's disk usage",
+		Example: "  strake builder du",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			u, err := a.usage(cmd.Context())
+			if err != nil {
+				return err
+			}
+			human := func(n int64) string { return units.HumanSize(float64(n)) }
+			var total, free int64
+			w := term.NewTable(a.Out)
+			fmt.Fprintln(w, "ID\tRECLAIMABLE\tSIZE\tLAST ACCESSED")
+			for _, c := range slices.Backward(u.cache) {
+				fmt.Fprintf(w, "%s\t%t\t%s\t%s\n", c.ID[:25], !c.InUse, human(c.Size), ago(c.Used))
+				total += c.Size
+				if !c.InUse {
+					free += c.Size
+				}
+			}
+			fmt.Fprintf(w, "Reclaimable:\t%s\nTotal:\t%s\n", human(free), human(total))
+			return w.Flush()
+		},
+	}
+}
