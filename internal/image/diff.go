@@ -108,11 +108,22 @@ func Diff(ctx context.Context, a, b *Image, times bool) (*Difference, error) {
 		}
 		d.Files = append(d.Files, f)
 	}
-	if d.Packages, err = diffPackages(ctx, a, b); err != nil {
-		return nil, err
+	// Reading a database may cost decompressing a layer up to it.
+	if slices.ContainsFunc(changes, ofDatabase) {
+		if d.Packages, err = diffPackages(ctx, a, b); err != nil {
+			return nil, err
+		}
 	}
 	d.Config = diffConfig(a, b)
 	return d, ctx.Err()
+}
+
+// ofDatabase tells whether a change concerns a package database: it, something
+// in it, or a directory above that is new, gone or a link.
+func ofDatabase(c tree.Change) bool {
+	return slices.ContainsFunc(databases(), func(db string) bool {
+		return c.Path == db || strings.HasPrefix(c.Path, db+"/") || strings.HasPrefix(db, c.Path+"/")
+	})
 }
 
 func sizeOf(e *layer.Entry) int64 {

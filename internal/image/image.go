@@ -137,7 +137,7 @@ func fetchLayer(ctx context.Context, s *store.Store, src content.Source, l oci.D
 	if err := diffID.Validate(); err != nil {
 		return nil, fmt.Errorf("layer %q: %w", diffID, oci.ErrInvalid)
 	}
-	has, err := s.Has(ctx, oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: diffID})
+	has, err := s.Has(ctx, oci.Descriptor{Digest: diffID})
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,11 @@ type Package struct {
 // installations have some ten megabytes.
 const maxDatabase = 64 << 20
 
+// databases are the files and directories that Packages reads.
+func databases() []string {
+	return []string{"var/lib/dpkg/status", "var/lib/dpkg/status.d", "lib/apk/db/installed", "usr/lib/apk/db/installed"}
+}
+
 // Packages lists what the databases of dpkg and apk in v say is installed.
 // Damaged lines are left out: an image's file is not to be believed, only read.
 func Packages(ctx context.Context, v tree.View) ([]Package, error) {
