@@ -30,9 +30,11 @@ func (o *makeOptions) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.platform, "platform", "", "Of an image of several platforms, take this one (os[/arch[/variant]])")
 }
 
-// makeImage makes an image of the local image name by fn, tags it and prints its
-// ID.
-func (a *App) makeImage(ctx context.Context, name string, o *makeOptions, fn func(ctx context.Context, s *store.Store, im *image.Image) (oci.Digest, oci.Descriptor, error)) error {
+type loadFunc func(context.Context, *store.Store, oci.Descriptor) (*image.Image, error)
+
+// makeImage makes an image by fn of the local image name, which load opens,
+// tags it and prints its ID.
+func (a *App) makeImage(ctx context.Context, name string, o *makeOptions, load loadFunc, fn func(ctx context.Context, s *store.Store, im *image.Image) (oci.Digest, oci.Descriptor, error)) error {
 	if len(o.tags) == 0 {
 		return errors.New("name the new image with -t")
 	}
@@ -54,7 +56,7 @@ func (a *App) makeImage(ctx context.Context, name string, o *makeOptions, fn fun
 				return daemon(err)
 			}
 		}
-		im, err := image.Load(ctx, s, img.Manifest)
+		im, err := load(ctx, s, img.Manifest)
 		if err != nil {
 			return daemon(err)
 		}
@@ -97,7 +99,7 @@ shell; "" removes them, and so it does the user, workdir and stop signal.`,
 			if err := o.finish(cmd.Flags()); err != nil {
 				return err
 			}
-			return a.makeImage(cmd.Context(), args[0], &o.makeOptions, func(ctx context.Context, s *store.Store, im *image.Image) (oci.Digest, oci.Descriptor, error) {
+			return a.makeImage(cmd.Context(), args[0], &o.makeOptions, image.LoadConfig, func(ctx context.Context, s *store.Store, im *image.Image) (oci.Digest, oci.Descriptor, error) {
 				return image.Mutate(ctx, s, im, &o.edit)
 			})
 		},
@@ -220,7 +222,7 @@ several platforms one is taken: this machine's or --platform's.`,
   strake image squash --from 3 web:1 -t web:1-slim`,
 		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.makeImage(cmd.Context(), args[0], &o, func(ctx context.Context, s *store.Store, im *image.Image) (oci.Digest, oci.Descriptor, error) {
+			return a.makeImage(cmd.Context(), args[0], &o, image.Load, func(ctx context.Context, s *store.Store, im *image.Image) (oci.Digest, oci.Descriptor, error) {
 				n, err := squashFrom(ctx, s, im, from)
 				if err != nil {
 					return "", oci.Descriptor{}, err

@@ -71,6 +71,16 @@ func Load(ctx context.Context, s *store.Store, d oci.Descriptor) (*Image, error)
 	})
 }
 
+// LoadConfig is Load for Mutate alone: the tree is not there, so that no layer
+// is read for its table of contents.
+func LoadConfig(ctx context.Context, s *store.Store, d oci.Descriptor) (*Image, error) {
+	body, err := content.ReadAll(ctx, s, d)
+	if err != nil {
+		return nil, err
+	}
+	return open(ctx, s, s, d, body, nil)
+}
+
 // Fetch opens the image that r names in src, a registry, for platform p. Layers
 // that the store lacks are put into it, plain and without a name, under ctx's
 // lease: the next look finds them, the next collection takes them.
@@ -112,6 +122,9 @@ func open(ctx context.Context, s *store.Store, src content.Source, d oci.Descrip
 	diffIDs := im.Config.RootFS.DiffIDs
 	if len(diffIDs) != len(m.Layers) {
 		return nil, fmt.Errorf("manifest %s has %d layers, its config %d: no image: %w", d.Digest, len(m.Layers), len(diffIDs), oci.ErrInvalid)
+	}
+	if toc == nil {
+		return im, nil
 	}
 	im.tocs = make([]*layer.TOC, len(diffIDs))
 	g, gctx := errgroup.WithContext(ctx)
