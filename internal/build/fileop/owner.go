@@ -80,6 +80,9 @@ func userFile(ctx context.Context, n *pb.NamedUserOpt, users func(int64) tree.Vi
 	if n == nil {
 		return nil, fmt.Errorf("owner without a name: %w", oci.ErrInvalid)
 	}
+	if n.Input < 0 { // COPY --chown=NAME on scratch
+		return nil, fmt.Errorf("owner %s: invalid user index: %d: scratch has no %s, so give numbers: %w", n.Name, n.Input, slash(p), oci.ErrInvalid)
+	}
 	if users == nil {
 		return nil, fmt.Errorf("owner %s: nowhere to look the name up: %w", n.Name, oci.ErrInvalid)
 	}

@@ -151,6 +151,11 @@ func (l *lab) try(dockerfile string, opts ...string) (*build.Exported, error) {
 		k, v, _ := strings.Cut(kv, "=")
 		o[k] = v
 	}
+	return l.run(o)
+}
+
+// run builds the Dockerfile of the context with these frontend options.
+func (l *lab) run(o map[string]string) (*build.Exported, error) {
 	ctx, release, err := l.store.Lease(context.Background())
 	if err != nil {
 		l.Fatal(err)

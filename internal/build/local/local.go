@@ -41,7 +41,8 @@ type Options struct {
 }
 
 // Dir is a directory's tree, looked at when it is asked for: each entry once.
-// Owners are 0:0, whoever owns the files. It is safe for use by several
+// Owners are 0:0, whoever owns the files. Hard links of one file have the same
+// Link, which is no path. It is safe for use by several
 // goroutines.
 type Dir struct {
 	path    string

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"sort"
 	"strings"
@@ -215,6 +216,11 @@ func (n *node) fill(st *unix.Stat_t) {
 	default:
 		e.Type, e.Size = layer.Regular, st.Size
 		n.id = identityOf(st)
+		if st.Nlink > 1 {
+			// A name for the inode that no path can be: whoever copies several
+			// names of it makes hard links, as BuildKit does.
+			e.Link = fmt.Sprintf("//inode/%x/%x", n.id.dev, n.id.ino)
+		}
 	}
 	if e.Type == layer.Char || e.Type == layer.Block {
 		e.DevMajor, e.DevMinor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
