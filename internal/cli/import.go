@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/opencontainers/image-spec/specs-go"
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/content"
@@ -167,18 +165,5 @@ func putImage(ctx context.Context, s *store.Store, conf *oci.Image, layers []oci
 	for _, l := range layers {
 		conf.RootFS.DiffIDs = append(conf.RootFS.DiffIDs, l.Digest)
 	}
-	body, err := json.Marshal(conf)
-	if err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	config := oci.DescriptorOf(oci.MediaTypeConfig, body)
-	if err := s.Put(ctx, config, strings.NewReader(string(body))); err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	m := oci.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeManifest, Config: config, Layers: layers}
-	if body, err = json.Marshal(m); err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	d := oci.DescriptorOf(oci.MediaTypeManifest, body)
-	return config.Digest, d, s.Put(ctx, d, strings.NewReader(string(body)))
+	return putConfigured(ctx, s, conf, layers)
 }

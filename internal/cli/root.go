@@ -29,6 +29,9 @@ func (a *App) topLevel() []*cobra.Command {
 		common(a.loginCommand(), 70),
 		common(a.logoutCommand(), 80),
 
+		a.commitCommand("commit"),
+		a.diffCommand("diff"),
+		a.exportCommand("export"),
 		a.historyCommand("history"),
 		a.importCommand("import"),
 		a.inspectCommand(),
@@ -160,7 +163,7 @@ func (a *App) containerCommand() *cobra.Command {
 	ls.Aliases = []string{"list", "ps"}
 	rm := a.rmCommand("rm")
 	rm.Aliases = []string{"remove"}
-	return a.group("container", "Manage containers", ls, a.containerPruneCommand(), rm, a.runCommand("run"))
+	return a.group("container", "Manage containers", a.commitCommand("commit"), a.diffCommand("diff"), a.exportCommand("export"), ls, a.containerPruneCommand(), rm, a.runCommand("run"))
 }
 
 // imageCommand is `strake image`.

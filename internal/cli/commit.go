@@ -1,0 +1,213 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/image-spec/specs-go"
+	"github.com/spf13/cobra"
+
+	"github.com/strake-project/strake/internal/container"
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+type commitOptions struct {
+	author, message string
+	changes         []string
+	noPause, pause  bool
+}
+
+func (a *App) commitCommand(use string) *cobra.Command {
+	var o commitOptions
+	cmd := &cobra.Command{
+		Use:     use + " [OPTIONS] CONTAINER [REPOSITORY[:TAG]]",
+		Short:   "Make an image of what a container changed",
+		Example: `  strake commit -m 'with vim' -c 'CMD ["vim"]' box debian:vim`,
+		Args:    rangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.commit(cmd.Context(), append(args, "")[:2], &o)
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVarP(&o.author, "author", "a", "", "Who made it")
+	fs.StringArrayVarP(&o.changes, "change", "c", nil, "Apply a Dockerfile instruction to the image's config")
+	fs.StringVarP(&o.message, "message", "m", "", "Comment on the image")
+	fs.BoolVar(&o.noPause, "no-pause", false, "Take a running container's files as they are")
+	fs.BoolVarP(&o.pause, "pause", "p", true, "")
+	fs.Lookup("pause").Hidden = true
+	return a.spelled(cmd, "container commit", "commit")
+}
+
+func (a *App) commit(ctx context.Context, args []string, o *commitOptions) error {
+	var name ref.Ref
+	if args[1] != "" {
+		var err error
+		if name, err = ref.ParseTag(args[1]); err != nil {
+			return err
+		}
+	}
+	s, err := a.Store()
+	if err != nil {
+		return err
+	}
+	set := container.In(s)
+	c, err := set.Find(ctx, args[0])
+	if err != nil {
+		return daemon(err)
+	}
+	if c.State == container.Running && o.pause && !o.noPause {
+		return daemonf("container %s is running and cannot be paused: wait for its end, or take its files as they are with --no-pause", args[0])
+	}
+	ctx, release, err := s.Lease(ctx)
+	if err != nil {
+		return daemon(err)
+	}
+	defer release()
+	img, err := s.Find(ctx, string(c.ImageID))
+	if err != nil {
+		return daemon(err)
+	}
+	conf, err := imageConfig(ctx, s, img)
+	if err != nil {
+		return daemon(err)
+	}
+	m, err := manifestOf(ctx, s, img.Manifest)
+	if err != nil {
+		return daemon(err)
+	}
+	committedConfig(conf, c)
+	if err := applyChanges(conf, o.changes); err != nil {
+		return daemon(err)
+	}
+	toc, err := set.Commit(ctx, c)
+	if err != nil {
+		return daemon(err)
+	}
+	now := time.Now().UTC()
+	conf.Created, conf.Author = &now, o.author
+	conf.History = append(conf.History, oci.History{Created: &now, CreatedBy: strings.Join(c.Command, " "), Author: o.author, Comment: o.message, EmptyLayer: toc == nil})
+	layers := slices.Clone(m.Layers)
+	if toc != nil {
+		conf.RootFS.DiffIDs = append(conf.RootFS.DiffIDs, toc.DiffID)
+		layers = append(layers, oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: toc.DiffID, Size: toc.Size})
+	}
+	id, d, err := putConfigured(ctx, s, conf, layers)
+	if err != nil {
+		return daemon(err)
+	}
+	if args[1] != "" {
+		if err := s.Tag(ctx, name, d); err != nil {
+			return daemon(err)
+		}
+	}
+	fmt.Fprintln(a.Out, id)
+	return nil
+}
+
+// committedConfig makes the image's command the container's, as docker does,
+// and gives it the container's labels.
+func committedConfig(conf *oci.Image, c *container.Container) {
+	if rest := c.Command; len(rest) >= len(conf.Config.Entrypoint) && slices.Equal(rest[:len(conf.Config.Entrypoint)], conf.Config.Entrypoint) {
+		conf.Config.Cmd = rest[len(conf.Config.Entrypoint):]
+	} else {
+		conf.Config.Entrypoint, conf.Config.Cmd = nil, rest
+	}
+	for k, v := range c.Labels {
+		if conf.Config.Labels == nil {
+			conf.Config.Labels = map[string]string{}
+		}
+		conf.Config.Labels[k] = v
+	}
+}
+
+// putConfigured stores an image whose config names its layers already.
+func putConfigured(ctx context.Context, s *store.Store, conf *oci.Image, layers []oci.Descriptor) (oci.Digest, oci.Descriptor, error) {
+	body, err := json.Marshal(conf)
+	if err != nil {
+		return "", oci.Descriptor{}, err
+	}
+	config := oci.DescriptorOf(oci.MediaTypeConfig, body)
+	if err := s.Put(ctx, config, strings.NewReader(string(body))); err != nil {
+		return "", oci.Descriptor{}, err
+	}
+	m := oci.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeManifest, Config: config, Layers: layers}
+	if body, err = json.Marshal(m); err != nil {
+		return "", oci.Descriptor{}, err
+	}
+	d := oci.DescriptorOf(oci.MediaTypeManifest, body)
+	return config.Digest, d, s.Put(ctx, d, strings.NewReader(string(body)))
+}
+
+func (a *App) exportCommand(use string) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:     use + " [OPTIONS] CONTAINER",
+		Short:   "Write a container's file system as a tar archive",
+		Example: "  strake export -o box.tar box",
+		Args:    exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.export(cmd.Context(), args[0], output)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "Write to a file, instead of STDOUT")
+	return a.spelled(cmd, "container export", "export")
+}
+
+func (a *App) export(ctx context.Context, name, output string) error {
+	if output == "" && a.Out.IsTerminal() {
+		return errors.New("cowardly refusing to save to a terminal. Use the -o flag or redirect")
+	}
+	if output != "" {
+		if err := validOutput(output); err != nil {
+			return fmt.Errorf("failed to export container: %w", err)
+		}
+	}
+	s, err := a.Store()
+	if err != nil {
+		return err
+	}
+	c, err := container.In(s).Find(ctx, name)
+	if err != nil {
+		return daemon(err)
+	}
+	if output == "" {
+		return daemon(container.In(s).Export(ctx, c, a.Out))
+	}
+	return writeFile(output, func(w io.Writer) error { return daemon(container.In(s).Export(ctx, c, w)) })
+}
+
+func (a *App) diffCommand(use string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     use + " CONTAINER",
+		Short:   "List what a container changed in its file system",
+		Example: "  strake diff box",
+		Args:    exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.Store()
+			if err != nil {
+				return err
+			}
+			c, err := container.In(s).Find(cmd.Context(), args[0])
+			if err != nil {
+				return daemon(err)
+			}
+			list, err := container.In(s).Diff(cmd.Context(), c)
+			if err != nil {
+				return daemon(err)
+			}
+			for _, d := range list {
+				fmt.Fprintf(a.Out, "%c /%s\n", d.Kind, d.Path)
+			}
+			return nil
+		},
+	}
+	return a.spelled(cmd, "container diff", "diff")
+}
