@@ -43,6 +43,7 @@ func (a *App) topLevel() []*cobra.Command {
 		a.tagsCommand(),
 
 		a.builderCommand(),
+		a.buildxCommand(),
 		a.containerCommand(),
 		a.imageCommand(),
 		a.registryCommand(),

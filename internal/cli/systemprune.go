@@ -190,6 +190,11 @@ func (a *App) builderCommand() *cobra.Command {
 	return a.group("builder", "Manage builds", a.builderPruneCommand(), a.builderDuCommand())
 }
 
+// buildxCommand is the same under the name of docker's plugin.
+func (a *App) buildxCommand() *cobra.Command {
+	return a.group("buildx", "Manage builds, by docker buildx's names", a.buildCommand("build"), a.builderDuCommand(), a.builderPruneCommand())
+}
+
 // cachePrune is what the build cache's prune takes beside what all take.
 type cachePrune struct {
 	pruneOptions
