@@ -382,6 +382,9 @@ func (s *Store) readForm(ctx context.Context, diffID, blob oci.Digest, fn func(i
 			err = &oci.DigestError{Want: diffID, Got: toc.DiffID}
 		}
 	}
+	if errors.Is(err, oci.ErrNoSpace) {
+		return nil, "", s.failed("", err)
+	}
 	if err != nil {
 		return nil, "", fmt.Errorf("layer %s: %w", blob, err)
 	}

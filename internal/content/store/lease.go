@@ -65,6 +65,7 @@ func (s *Store) start(l *lease) error {
 		return s.failed(path, err)
 	}
 	l.file = f
+	s.worked.Store(true)
 	return nil
 }
 
@@ -227,7 +228,8 @@ func (s *Store) alive(id string) (bool, *os.File) {
 	return false, f
 }
 
-// sweepLeases removes what dead processes held and where they worked.
+// sweepLeases removes what dead processes held, where they worked and what
+// they were putting.
 //
 // An ID without a file is dead if it was seen in work before: an owner locks
 // its file before it works, and only its burial removes the file. Of IDs seen
@@ -251,14 +253,19 @@ func (s *Store) sweepLeases() error {
 			worked[n.Name()] = false
 		}
 	}
+	died := false
 	for id, surely := range worked {
 		live, f := s.alive(id)
 		if !live && (surely || f != nil) {
 			s.bury(id)
+			died = true
 		}
 		if f != nil {
 			f.Close()
 		}
+	}
+	if died {
+		return s.sweepPartials(false, new(int64), map[[2]uint64]bool{})
 	}
 	return nil
 }

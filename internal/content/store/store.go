@@ -42,6 +42,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
@@ -62,6 +63,8 @@ type Store struct {
 	scrap    string // directory to delete on Close, or ""
 	boot     string // identifies this boot of the machine
 	rootless bool
+	full     atomic.Bool // the disk was full
+	worked   atomic.Bool // a lease was made real
 
 	wmu sync.Mutex // one write transaction at a time; others wait here, not in SQLite's sleeps
 
@@ -146,6 +149,9 @@ func (s *Store) Close() error {
 			s.log.Debug("store: mark synced blobs", "err", err)
 		}
 	}
+	if err := s.tidy(context.Background()); err != nil {
+		s.log.Warn("store: sweep", "err", err)
+	}
 	err := s.db.Close()
 	if s.scrap != "" {
 		os.RemoveAll(s.scrap)
@@ -187,10 +193,9 @@ func (s *Store) failed(path string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, oci.ErrNoSpace):
-		return err
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), isFull(err):
-		return fmt.Errorf("store %s: %w; free some space (strake system prune) or choose another place with --root DIR or STRAKE_ROOT", s.root, oci.ErrNoSpace)
+	case errors.Is(err, oci.ErrNoSpace), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), isFull(err):
+		s.full.Store(true)
+		return fullError(s.root)
 	case errors.Is(err, unix.EROFS), isReadOnly(err):
 		return s.cannotWrite("read-only file system")
 	case errors.Is(err, fs.ErrPermission) && path != "":
@@ -198,6 +203,15 @@ func (s *Store) failed(path string, err error) error {
 	}
 	return err
 }
+
+// fullError is a full disk under the store with that root.
+type fullError string
+
+func (e fullError) Error() string {
+	return fmt.Sprintf("store %s: %v; free some space (strake system prune) or choose another place with --root DIR or STRAKE_ROOT", string(e), oci.ErrNoSpace)
+}
+
+func (e fullError) Unwrap() error { return oci.ErrNoSpace }
 
 func (s *Store) cannotWrite(why string) error {
 	return fmt.Errorf("store %s cannot be written: %s; choose another place with --root DIR or STRAKE_ROOT", s.root, why)

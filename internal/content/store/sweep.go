@@ -81,6 +81,48 @@ func (s *Store) findLeftovers(ctx context.Context, dry bool, bytes *int64, seen 
 	return left, nil
 }
 
+// tidy is for the end of a process that worked: what others left that died is
+// gone by then, without anybody asking for it. After a full disk so is what was
+// put for something that did not come about, and every unfinished download:
+// the next command needs the space more.
+func (s *Store) tidy(ctx context.Context) error {
+	if !s.worked.Load() || s.readOnly != "" {
+		return nil
+	}
+	full := s.full.Load()
+	if names, err := os.ReadDir(s.path("leases")); err != nil || len(names) == 0 && !full {
+		return err
+	}
+	if full {
+		if err := s.sweepPartials(false, new(int64), map[[2]uint64]bool{}); err != nil {
+			return err
+		}
+	}
+	if err := s.sweepLeases(); err != nil || !full {
+		return err
+	}
+	var dead []oci.Digest
+	err := s.read(ctx, func(t *tx) error {
+		held, err := s.leased()
+		if err != nil {
+			return err
+		}
+		whole, err := t.digests("SELECT digest FROM manifest") // images without a name are images
+		if err != nil {
+			return err
+		}
+		for _, d := range whole {
+			held[d] = true
+		}
+		dead, err = t.deadOfAll(held)
+		return err
+	})
+	if err == nil && len(dead) > 0 {
+		_, err = s.Collect(ctx, dead...)
+	}
+	return err
+}
+
 // sweepPartials deletes what dead writers left, and old downloads.
 func (s *Store) sweepPartials(dry bool, bytes *int64, seen map[[2]uint64]bool) error {
 	dir := s.path("partial")
@@ -90,7 +132,7 @@ func (s *Store) sweepPartials(dry bool, bytes *int64, seen map[[2]uint64]bool) e
 	}
 	for _, e := range entries {
 		fi, err := e.Info()
-		if err != nil || !strings.HasPrefix(e.Name(), "put-") && time.Since(fi.ModTime()) < keepPartial {
+		if err != nil || !strings.HasPrefix(e.Name(), "put-") && time.Since(fi.ModTime()) < keepPartial && !s.full.Load() {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
