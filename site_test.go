@@ -1,7 +1,6 @@
 package main
 
 import (
-	"archive/tar"
 	"bufio"
 	"bytes"
 	"errors"
@@ -255,7 +254,7 @@ func (s *site) present() (found []string) {
 			cmdline, _ := os.ReadFile(p + "/cmdline")
 			found = append(found, fmt.Sprintf("process %d %q", pid, cmdline))
 		}
-		if mounts, err := os.ReadFile(p + "/mountinfo"); err == nil && bytes.Contains(mounts, []byte(s.root())) {
+		if mounts, err := os.ReadFile(p + "/mountinfo"); err == nil && bytes.Contains(mounts, []byte(s.root()+"/")) {
 			found = append(found, fmt.Sprintf("mount in process %d", pid))
 		}
 	}
@@ -340,22 +339,5 @@ func (r *server) kill() {
 	if r.cmd != nil && r.cmd.ProcessState == nil {
 		_ = r.cmd.Process.Kill()
 		_ = r.cmd.Wait()
-	}
-}
-
-// members reads the names in a tar, for tests that cut one.
-func members(t *testing.T, file string) (names []string) {
-	t.Helper()
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for tr := tar.NewReader(f); ; {
-		h, err := tr.Next()
-		if err != nil {
-			return names
-		}
-		names = append(names, h.Name)
 	}
 }
