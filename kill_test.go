@@ -112,8 +112,8 @@ func (k *kills) kill(n int, next func(round int) round) {
 		k.alone()
 		k.intact(i%5 == 0)
 		k.ok(c.args...)
+		k.tidy() // without anybody having asked for it
 		c.after()
-		k.alone()
 		if k.t.Failed() {
 			k.t.Logf("round %d of -kill.seed=%d: %v was killed after %v", i, *killSeed, c.args, after)
 		}
@@ -189,7 +189,7 @@ func killPushDebian(k *kills) {
 	k.pushes(func() (*server, *site) { return serveDebian(k.t), nil }, (*killRounds+2)/3)
 }
 
-// pushes kills pushes, each to a registry with nothing in it, of an image whose
+// pushes kills pushes, each to an empty registry, of an image whose
 // layers were never packed.
 func (k *kills) pushes(start func() (*server, *site), n int) {
 	id := k.app()

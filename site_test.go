@@ -205,7 +205,7 @@ func (s *site) sound(deep bool) {
 	}
 }
 
-// swept collects and tells what dead processes left that stays.
+// swept collects and tells what stays nevertheless.
 func (s *site) swept() {
 	s.t.Helper()
 	st, err := store.Open(s.root(), store.Options{})
@@ -216,6 +216,12 @@ func (s *site) swept() {
 	if _, err := st.Collect(s.t.Context()); err != nil {
 		s.t.Fatal(err)
 	}
+	s.tidy()
+}
+
+// tidy tells what dead processes left.
+func (s *site) tidy() {
+	s.t.Helper()
 	for _, dir := range []string{"leases", "work", "partial", "containers"} {
 		entries, err := os.ReadDir(filepath.Join(s.root(), dir))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
