@@ -99,7 +99,9 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 	}
 	name := path.Clean(h.Name)
 	if name == ".." || strings.HasPrefix(name, "../") {
-		return fmt.Errorf("is outside of the archive's directory: %w", oci.ErrInvalid)
+		// The destination is the archive's root, whose parent is itself: docker
+		// unpacks in a chroot.
+		name = path.Clean("./" + path.Join("/", name))
 	}
 	p, err := u.place(name)
 	if err != nil {
