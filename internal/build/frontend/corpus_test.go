@@ -357,18 +357,15 @@ func merge(theirs, ours string, parts []string) string {
 	}{{theirs, false}, {ours, true}} {
 		for line := range strings.Lines(src.text) {
 			if slices.Contains(parts, kind(line)) == src.ours {
-				b.WriteString(line)
+				b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
 			}
 		}
 	}
-	lines := strings.SplitAfter(strings.TrimSuffix(b.String(), "\n"), "\n")
+	lines := strings.SplitAfter(b.String(), "\n")
+	lines = lines[:len(lines)-1]
 	rank := map[string]int{"history": 1, "files": 2}
 	slices.SortStableFunc(lines, func(x, y string) int { return rank[kind(x)] - rank[kind(y)] })
-	s := strings.Join(lines, "")
-	if !strings.HasSuffix(s, "\n") {
-		s += "\n"
-	}
-	return s
+	return strings.Join(lines, "")
 }
 
 func lineDiff(want, got string) string {
