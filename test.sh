@@ -10,10 +10,11 @@ unformatted=$(gofmt -l $(git ls-files '*.go'))
 go vet ./...
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
+# -a: what tests print may hold bytes that are no text.
 go test -count=1 -timeout 30m "$@" -v ./... >"$out" 2>&1 && ok=1 || ok=
-grep -E '^(ok|FAIL|---? FAIL|panic:|\?)' "$out" || true
-if grep -E '^ *--- SKIP' "$out"; then
-	grep -B3 -E '^ *--- SKIP' "$out" | grep -v '^=== ' || true
+grep -aE '^(ok|FAIL|---? FAIL|panic:|\?)' "$out" || true
+if grep -aE '^ *--- SKIP' "$out"; then
+	grep -aB3 -E '^ *--- SKIP' "$out" | grep -av '^=== ' || true
 	[ -z "${CI:-}" ] || { echo "a test skipped; in CI none may"; exit 1; }
 fi
-[ -n "$ok" ] || { grep -vE '^(=== |ok|--- PASS| *--- PASS)' "$out" | tail -n 400; exit 1; }
+[ -n "$ok" ] || { grep -avE '^(=== |ok|--- PASS| *--- PASS)' "$out" | tail -n 400; exit 1; }
