@@ -2,7 +2,6 @@ package build
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -158,5 +157,3 @@ func (s *Snapshot) over(st *store.Store, l Layer, key oci.Digest) *Snapshot {
 	}
 	return newSnapshot(st, append(layers, l), key)
 }
-
-var errNotLayered = fmt.Errorf("a context directory cannot be used here: %w", oci.ErrUnsupported)

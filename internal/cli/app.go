@@ -76,6 +76,17 @@ func (a *App) Store() (*store.Store, error) {
 	return s, nil
 }
 
+// leased opens the store and a lease on it, under which what a command finds
+// and makes stays until release.
+func (a *App) leased(ctx context.Context) (context.Context, *store.Store, func(), error) {
+	s, err := a.Store()
+	if err != nil {
+		return ctx, nil, nil, err
+	}
+	ctx, release, err := s.Lease(ctx)
+	return ctx, s, release, daemon(err)
+}
+
 // Remote is the client of registries, with docker's credentials.
 func (a *App) Remote() *remote.Client {
 	if a.regs == nil {

@@ -51,13 +51,9 @@ type historyRow struct {
 }
 
 func (a *App) history(ctx context.Context, name string, o *historyOptions) error {
-	s, err := a.Store()
+	ctx, s, release, err := a.leased(ctx)
 	if err != nil {
 		return err
-	}
-	ctx, release, err := s.Lease(ctx)
-	if err != nil {
-		return daemon(err)
 	}
 	defer release()
 	img, err := findImage(ctx, s, name)

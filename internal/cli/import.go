@@ -69,13 +69,9 @@ func (a *App) importImage(ctx context.Context, o *importOptions) error {
 		return badTar(err)
 	}
 	defer plain.Close()
-	s, err := a.Store()
+	ctx, s, release, err := a.leased(ctx)
 	if err != nil {
 		return err
-	}
-	ctx, release, err := s.Lease(ctx)
-	if err != nil {
-		return daemon(err)
 	}
 	defer release()
 	toc, err := s.TakeTar(ctx, plain)

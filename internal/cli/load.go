@@ -52,13 +52,9 @@ func (a *App) load(ctx context.Context, o *loadOptions) error {
 	if o.input == "" && a.In.IsTerminal() {
 		return errors.New("requested load from stdin, but stdin is empty")
 	}
-	s, err := a.Store()
+	ctx, s, release, err := a.leased(ctx)
 	if err != nil {
 		return err
-	}
-	ctx, release, err := s.Lease(ctx)
-	if err != nil {
-		return daemon(err)
 	}
 	defer release()
 	scratch, err := s.Scratch(ctx)

@@ -78,13 +78,9 @@ func (a *App) look(ctx context.Context, s *store.Store, name string, o *lookOpti
 
 // looking opens the store and a lease for fn.
 func (a *App) looking(ctx context.Context, fn func(ctx context.Context, s *store.Store) error) error {
-	s, err := a.Store()
+	ctx, s, release, err := a.leased(ctx)
 	if err != nil {
 		return err
-	}
-	ctx, release, err := s.Lease(ctx)
-	if err != nil {
-		return daemon(err)
 	}
 	defer release()
 	return fn(ctx, s)

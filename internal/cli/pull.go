@@ -66,13 +66,9 @@ func (a *App) pull(ctx context.Context, name string, o *pullOptions) error {
 			fmt.Fprintln(a.Out, "Using default tag:", r.Tag)
 		}
 	}
-	s, err := a.Store()
+	ctx, s, release, err := a.leased(ctx)
 	if err != nil {
 		return err
-	}
-	ctx, release, err := s.Lease(ctx)
-	if err != nil {
-		return daemon(err)
 	}
 	defer release()
 	repo := a.Remote().Repository(r)

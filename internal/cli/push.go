@@ -62,13 +62,9 @@ func (a *App) push(ctx context.Context, name string, o *pushOptions) error {
 			fmt.Fprintln(a.Out, "Using default tag:", r.Tag)
 		}
 	}
-	s, err := a.Store()
+	ctx, s, release, err := a.leased(ctx)
 	if err != nil {
 		return err
-	}
-	ctx, release, err := s.Lease(ctx)
-	if err != nil {
-		return daemon(err)
 	}
 	defer release()
 	refs := []ref.Ref{r}

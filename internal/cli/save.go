@@ -61,13 +61,9 @@ func (a *App) save(ctx context.Context, names []string, o *saveOptions) error {
 			return fmt.Errorf("failed to save image: %w", err)
 		}
 	}
-	s, err := a.Store()
+	ctx, s, release, err := a.leased(ctx)
 	if err != nil {
 		return err
-	}
-	ctx, release, err := s.Lease(ctx)
-	if err != nil {
-		return daemon(err)
 	}
 	defer release()
 	todo, err := savings(ctx, s, names)

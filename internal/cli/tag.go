@@ -30,13 +30,9 @@ func (a *App) tag(ctx context.Context, source, target string) error {
 	if err != nil {
 		return fmt.Errorf("Error parsing reference: %q is not a valid repository/tag: %w", target, err)
 	}
-	s, err := a.Store()
+	ctx, s, release, err := a.leased(ctx)
 	if err != nil {
 		return err
-	}
-	ctx, release, err := s.Lease(ctx)
-	if err != nil {
-		return daemon(err)
 	}
 	defer release()
 	img, err := findImage(ctx, s, source)
