@@ -55,7 +55,10 @@ type Options struct {
 	Events func(Event)
 	// NoCache makes every step run again.
 	NoCache bool
-	Log     *slog.Logger
+	// Trace identifies what is built from build to build (the Dockerfile, its
+	// context and stage), for Explain to compare with. Empty: nothing is kept.
+	Trace string
+	Log   *slog.Logger
 }
 
 // Engine is one build. Its methods may be called from many goroutines.
@@ -80,6 +83,8 @@ type Engine struct {
 	open []io.Closer // what snapshots read from until Close
 	// present are the layers that the store was found to have.
 	present map[oci.Digest]bool
+	// traced are the steps of which the key is known.
+	traced []*tracedStep
 }
 
 // New returns an engine.
@@ -223,6 +228,7 @@ type step struct {
 	v       *Node
 	in      []*Snapshot
 	started *time.Time
+	taken   []taken // what the key was made of, for Explain
 }
 
 // solve looks the step up in the cache, or makes it.
@@ -237,7 +243,10 @@ func (s *step) solve(ctx context.Context) (out []*Snapshot, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if !s.v.IgnoreCache && !s.opt.NoCache {
+	noCache := s.v.IgnoreCache || s.opt.NoCache
+	done := s.record(key, noCache)
+	defer func() { done(cached, err) }()
+	if !noCache {
 		if out, err = s.lookup(ctx, key); err != nil || out != nil {
 			cached = err == nil
 			return out, err

@@ -157,6 +157,7 @@ func (s *step) selected(ctx context.Context, in *Snapshot, cp *pb.FileActionCopy
 		}
 		memo = string(digestOf(parts...))
 		if r, err := s.opt.Store.GetRecord(ctx, bucketSelected, memo); err == nil {
+			s.taken = append(s.taken, taken{in: in, copy: cp, digest: oci.Digest(r.Value)})
 			return oci.Digest(r.Value), nil
 		} else if !errors.Is(err, oci.ErrNotFound) {
 			return "", err
@@ -166,15 +167,16 @@ func (s *step) selected(ctx context.Context, in *Snapshot, cp *pb.FileActionCopy
 	if err != nil {
 		return "", err
 	}
-	d, err := fileop.Selected(ctx, view, cp)
+	sel, err := fileop.Select(ctx, view, cp)
 	if err != nil {
 		// docker's words, which scripts know; its ref is an id of a moment.
 		return "", fmt.Errorf("failed to compute cache key: failed to calculate checksum of ref %s: %w", s.v.Digest.Encoded()[:25], err)
 	}
 	if memo != "" {
-		err = s.opt.Store.PutRecord(ctx, store.Record{Bucket: bucketSelected, Key: memo, Value: []byte(d)})
+		err = s.opt.Store.PutRecord(ctx, store.Record{Bucket: bucketSelected, Key: memo, Value: []byte(sel.Digest)})
 	}
-	return d, err
+	s.taken = append(s.taken, taken{in: in, copy: cp, digest: sel.Digest, files: sel})
+	return sel.Digest, err
 }
 
 // execKey: what only helps to run the command (a cache's name, where a host

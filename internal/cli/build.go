@@ -28,6 +28,8 @@ type buildFlags struct {
 	file, target, progress, network, iidFile, call string
 	metadataFile, cgroupParent                     string
 	noCache, pull, quiet, push, load, rm, check    bool
+
+	explain explainFlags
 }
 
 func (a *App) buildCommand(use string) *cobra.Command {
@@ -67,6 +69,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	fs.BoolVar(&f.rm, "rm", true, "Remove intermediate containers after a successful build (always: there are none)")
 	fs.StringVar(&f.call, "call", "build", `Set method for evaluating build ("build", "check", "outline", "targets")`)
 	fs.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
+	f.explain.declare(fs)
 	return cmd
 }
 
@@ -113,6 +116,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return daemon(err)
 	}
 	defer release()
+	if err := f.explain.check(); err != nil {
+		return buildError(err)
+	}
 	mode := f.progress
 	if f.quiet {
 		mode = "quiet"
@@ -130,6 +136,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		Secret:   secrets.get,
 		Events:   printer.Event,
 		NoCache:  f.noCache,
+		Trace:    f.traceID(in, path),
 		Log:      a.log,
 		Pull: func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (oci.Descriptor, error) {
 			policy := content.PullMissing
@@ -140,6 +147,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		},
 	})
 	defer engine.Close()
+	defer a.explainBuild(ctx, &f.explain, engine, &err)
 	res, err := frontend.Build(ctx, engine, opts)
 	if err != nil {
 		return a.buildFailed(printer, err)

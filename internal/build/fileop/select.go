@@ -51,6 +51,15 @@ type Prefetcher interface {
 // A source that does not exist fails with a *NotFoundError, unless a has
 // patterns or a wildcard: then nothing is selected, as in docker.
 func Selected(ctx context.Context, src tree.View, a *pb.FileActionCopy) (oci.Digest, error) {
+	s, err := Select(ctx, src, a)
+	if err != nil {
+		return "", err
+	}
+	return s.Digest, nil
+}
+
+// Select is Selected, and what it found.
+func Select(ctx context.Context, src tree.View, a *pb.FileActionCopy) (*Selection, error) {
 	s := &selection{sum: sha256.New(), links: map[string]string{}}
 	s.out = bufio.NewWriterSize(s.sum, 64<<10)
 	if src == nil {
@@ -59,40 +68,40 @@ func Selected(ctx context.Context, src tree.View, a *pb.FileActionCopy) (oci.Dig
 	filtered := len(a.IncludePatterns) > 0 || len(a.ExcludePatterns) > 0
 	all, err := sources(src, a)
 	if err != nil && !(a.AllowWildcard || filtered) {
-		return "", &NotFoundError{slash(a.Src)}
+		return nil, &NotFoundError{slash(a.Src)}
 	}
 	w, err := newWalker(ctx, src, a, s)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	for _, one := range all {
 		e, err := src.Lstat(one.at)
 		switch {
 		case err == nil:
 		case !errors.Is(err, fs.ErrNotExist):
-			return "", err
+			return nil, err
 		case filtered:
 			continue
 		default:
-			return "", &NotFoundError{slash(one.name)}
+			return nil, &NotFoundError{slash(one.name)}
 		}
 		if p, ok := src.(Prefetcher); ok && e.Type == layer.Dir {
 			if err := p.Prefetch(ctx, e.Path); err != nil {
-				return "", err
+				return nil, err
 			}
 		}
 		s.begin(one, e, a)
 		if err := w.walk("", e, matches{}); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	if err := s.require(a.RequiredPaths); err != nil {
-		return "", err
+		return nil, err
 	}
 	if err := s.hash(ctx, src); err != nil {
-		return "", err
+		return nil, err
 	}
-	return digest.NewDigest(digest.SHA256, s.sum), nil
+	return &Selection{Digest: digest.NewDigest(digest.SHA256, s.sum), all: s.all}, nil
 }
 
 // selection collects what a copy takes and hashes it.
@@ -112,6 +121,8 @@ type selected struct {
 	root string // of its source, as named
 	kind byte
 	link string // of a further name of an inode: the first one selected
+	// digest of a regular file, once it was recorded.
+	digest oci.Digest
 }
 
 // What a record is.
@@ -236,6 +247,7 @@ func (s *selection) record(ctx context.Context, src tree.View, x *selected) erro
 					return err
 				}
 			}
+			x.digest = dg
 			b = field(b, string(dg))
 		}
 		b = xattrs(b, e.Xattrs)
