@@ -21,6 +21,7 @@ var floors = map[string]int{
 	"internal/oci/ref":         1,
 	"internal/oci/layer":       1,
 	"internal/oci/tree":        1,
+	"internal/userns":          1,
 	"internal/content":         2,
 	"internal/content/bulk":    2,
 	"internal/content/store":   2,

@@ -20,6 +20,7 @@ import (
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
+	"github.com/strake-project/strake/internal/userns"
 )
 
 // App is what commands share: the streams, the global flags, and the store,
@@ -31,6 +32,9 @@ type App struct {
 	log   *slog.Logger
 	store *store.Store
 	regs  *remote.Client
+
+	args    []string // the process's own
+	entered bool     // into a user namespace, by an ordinary user
 }
 
 // globalFlags are the flags before the command.
@@ -45,7 +49,7 @@ type globalFlags struct {
 // returns the exit code. It does not end the process and takes nothing from
 // it but its environment.
 func Main(ctx context.Context, args []string, streams term.Streams) int {
-	a := &App{Streams: streams, name: calledName(args), log: slog.New(slog.DiscardHandler)}
+	a := &App{Streams: streams, name: calledName(args), log: slog.New(slog.DiscardHandler), args: args, entered: userns.Entered()}
 	defer a.close()
 	return a.report(ctx, a.run(ctx, args))
 }
@@ -137,7 +141,7 @@ func (a *App) Root() (string, error) {
 			return filepath.Abs(dir)
 		}
 	}
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && !a.entered {
 		return "/var/lib/strake", nil
 	}
 	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {

@@ -54,6 +54,7 @@ func (a *App) topLevel() []*cobra.Command {
 // run executes args.
 func (a *App) run(ctx context.Context, args []string) error {
 	root := a.rootCommand()
+	a.confine(root, "")
 	rest, err := a.parseGlobal(root, args[1:])
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-project/strake/internal/sandbox/seccomp"
+	"github.com/strake-project/strake/internal/userns"
 )
 
 // box is a sandbox in the making. newBox and close run anywhere; enter and
@@ -30,6 +31,8 @@ type box struct {
 	rlimits []rlimit
 	master  *os.File // of the terminal
 	slave   *os.File
+	// witnesses are mounts that go when the process has its /proc.
+	witnesses []string
 }
 
 func newBox(spec *Spec) (*box, error) {
@@ -184,7 +187,9 @@ func (b *box) spawn() (int, error) {
 		b.restrain(s)
 	}
 	groups := append(slices.Clone(b.user.groups), 0) // never empty: it has an address
-	s.add("setgroups", unix.SYS_SETGROUPS, uintptr(len(groups)-1), keep(s, &groups[0]))
+	if !userns.Single() {
+		s.add("setgroups", unix.SYS_SETGROUPS, uintptr(len(groups)-1), keep(s, &groups[0]))
+	}
 	s.add("setgid", unix.SYS_SETGID, uintptr(b.user.gid))
 	s.add("setuid", unix.SYS_SETUID, uintptr(b.user.uid))
 	die()

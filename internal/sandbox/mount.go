@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-project/strake/internal/rootfs"
+	"github.com/strake-project/strake/internal/userns"
 )
 
 // The root is put together in the thread's own mount namespace in two acts.
@@ -49,12 +50,12 @@ func (b *box) mountAll() error {
 	if err != nil {
 		return err
 	}
-	var nodes []*pending
-	var host []device
-	if b.spec.Privileged {
-		host = hostDevices()
-	} else if nodes, err = makeNodes(); err != nil {
+	machine, err := b.take()
+	if err != nil {
 		return err
+	}
+	for _, w := range machine.witnesses {
+		b.witnesses = append(b.witnesses, w.dest)
 	}
 	mounts := slices.Clone(b.spec.Mounts)
 	slices.SortStableFunc(mounts, func(x, y Mount) int {
@@ -62,7 +63,7 @@ func (b *box) mountAll() error {
 	})
 	waiting := make([]*pending, len(mounts))
 	defer func() {
-		for _, w := range slices.Concat(waiting, files, nodes) {
+		for _, w := range slices.Concat(waiting, files, machine.all()) {
 			if w != nil && w.fd >= 0 {
 				unix.Close(w.fd)
 			}
@@ -79,7 +80,7 @@ func (b *box) mountAll() error {
 	if err := pivot(); err != nil {
 		return err
 	}
-	if err := b.mountSystem(nodes, host); err != nil {
+	if err := b.mountSystem(machine); err != nil {
 		return err
 	}
 	for _, f := range files {
@@ -218,7 +219,12 @@ func mountOverlay(r *rootfs.Root, target, lowest, prefix string, dev bool) error
 		}
 	}
 	// Without these an upper directory is no plain diff of the layers.
-	opts.WriteString(",redirect_dir=off,metacopy=off,index=off")
+	opts.WriteString(",metacopy=off,index=off")
+	if userns.Inside() {
+		opts.WriteString(",userxattr") // implies that redirect_dir is off, and may not be told so
+	} else {
+		opts.WriteString(",redirect_dir=off")
+	}
 	data := opts.String()
 	if r.Upper != "" {
 		// volatile: the unmount does not sync all of the disk. The store knows

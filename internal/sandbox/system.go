@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-project/strake/internal/userns"
 )
 
 // device is a node of /dev.
@@ -62,7 +64,7 @@ const (
 
 // mountSystem mounts what every process finds, with the options that docker
 // gives them: /sys and /dev; /proc follows inside the pid namespace.
-func (b *box) mountSystem(nodes []*pending, host []device) error {
+func (b *box) mountSystem(machine fromMachine) error {
 	for _, d := range []string{"/proc", "/sys", "/dev"} {
 		info, err := os.Lstat(d)
 		if err != nil {
@@ -80,6 +82,10 @@ func (b *box) mountSystem(nodes []*pending, host []device) error {
 	if shm == 0 {
 		shm = 64 << 20
 	}
+	terminals := "newinstance,ptmxmode=0666,mode=0620,gid=5"
+	if userns.Single() { // which has no group 5
+		terminals = "newinstance,ptmxmode=0666,mode=0620"
+	}
 	for _, m := range []struct {
 		fs, at string
 		flags  uintptr
@@ -87,7 +93,7 @@ func (b *box) mountSystem(nodes []*pending, host []device) error {
 		made   bool
 	}{
 		{"tmpfs", "/dev", devFlags, "mode=755,size=65536k", false},
-		{"devpts", "/dev/pts", nosuid | noexec, "newinstance,ptmxmode=0666,mode=0620,gid=5", true},
+		{"devpts", "/dev/pts", nosuid | noexec, terminals, true},
 		{"tmpfs", "/dev/shm", allThat, "mode=1777,size=" + strconv.FormatInt(shm, 10), true},
 		{"mqueue", "/dev/mqueue", allThat, "", true},
 		{"sysfs", "/sys", sysFlags, "", false},
@@ -97,6 +103,17 @@ func (b *box) mountSystem(nodes []*pending, host []device) error {
 				return fmt.Errorf("make %s: %w", m.at, err)
 			}
 		}
+		if m.fs == "devpts" {
+			if err := machine.showWitnesses(); err != nil {
+				return err
+			}
+		}
+		if m.fs == "sysfs" && machine.sys != nil {
+			if err := move(machine.sys); err != nil {
+				return fmt.Errorf("mount %s: %w", m.at, err)
+			}
+			continue
+		}
 		err := unix.Mount(m.fs, m.at, m.fs, m.flags, m.data)
 		if err == unix.ENODEV && m.fs == "mqueue" {
 			continue // a kernel without it
@@ -105,13 +122,14 @@ func (b *box) mountSystem(nodes []*pending, host []device) error {
 			return fmt.Errorf("mount %s: %w", m.at, err)
 		}
 	}
-	return makeDevices(nodes, host)
+	return makeDevices(machine.nodes, machine.host)
 }
 
 // mountInside adds to the child's script what shows its own pid and cgroup
 // namespace, and hides and protects what docker hides and protects.
 func (b *box) mountInside(s *script) {
 	s.mount("mount /proc", "proc", "/proc", "proc", allThat, "")
+	b.dismissWitnesses(s)
 	b.mountCgroups(s)
 	if b.spec.Privileged {
 		return
@@ -185,6 +203,7 @@ func makeNode(in string, d device) error {
 
 func makeDevices(nodes []*pending, host []device) error {
 	for _, n := range nodes {
+		os.MkdirAll(path.Dir(n.dest), 0o755)
 		if f, err := os.OpenFile(n.dest, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666); err == nil {
 			f.Close()
 		}

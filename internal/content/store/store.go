@@ -50,6 +50,7 @@ import (
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/layer"
+	"github.com/strake-project/strake/internal/userns"
 )
 
 // Store is an open store. Its methods may be called from many goroutines.
@@ -108,7 +109,7 @@ func Open(root string, opt Options) (*Store, error) {
 	s := &Store{
 		root:     root,
 		log:      opt.Log,
-		rootless: os.Geteuid() != 0,
+		rootless: os.Geteuid() != 0 || userns.Inside(),
 		leases:   map[*lease]struct{}{},
 		tocs:     map[oci.Digest]*layer.TOC{},
 	}

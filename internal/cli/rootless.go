@@ -1,0 +1,92 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/strake-project/strake/internal/userns"
+)
+
+// An ordinary user's images are unpacked and run in a user namespace, where
+// the user is root and has the ids of /etc/subuid. A command that may need it
+// is executed once more inside, before it does anything; see package userns.
+
+// confined tells which commands need a user namespace, by their names below
+// the root.
+func confined(command string) need {
+	switch command {
+	case "build", "image build", "buildx build", "run", "container run", "builder build":
+		return always
+	case "help", "version", "login", "logout", "completion",
+		"pull", "image pull", "load", "image load", "import", "image import",
+		"images", "image ls", "tag", "image tag", "tags", "history", "image history",
+		"inspect", "image inspect", "ps", "container ls":
+		return never // they move bytes and look at rows
+	}
+	return forTrees
+}
+
+// need is when a command needs a user namespace.
+type need int
+
+const (
+	never    need = iota
+	forTrees      // it may read or remove files that belong to subordinate ids
+	always
+)
+
+// confine makes all commands below cmd enter a user namespace where they need
+// one and the process is not in one.
+func (a *App) confine(cmd *cobra.Command, name string) {
+	for _, c := range cmd.Commands() {
+		full := c.Name()
+		if name != "" {
+			full = name + " " + full
+		}
+		a.confine(c, full)
+		when, inner := confined(full), c.RunE
+		if when == never || inner == nil || c.HasSubCommands() {
+			continue
+		}
+		c.RunE = func(cmd *cobra.Command, args []string) error {
+			if a.entered || !userns.Needed() || when == forTrees && !a.hasTrees() {
+				return inner(cmd, args)
+			}
+			code, err := userns.Enter(a.args)
+			if err != nil {
+				return &Failure{Code: 125, Err: err}
+			}
+			if code != 0 {
+				return &Failure{Code: code}
+			}
+			return nil
+		}
+	}
+}
+
+// hasTrees tells whether the store has anything unpacked, or what a build that
+// died was writing.
+func (a *App) hasTrees() bool {
+	root, err := a.Root()
+	if err != nil {
+		return false
+	}
+	if left, _ := os.ReadDir(filepath.Join(root, "work")); len(left) > 0 {
+		return true
+	}
+	shards, _ := os.ReadDir(filepath.Join(root, "layers"))
+	for _, s := range shards {
+		shard := filepath.Join(root, "layers", s.Name())
+		layers, _ := os.ReadDir(shard)
+		for _, l := range layers {
+			for _, form := range []string{"tree", "tree.new"} {
+				if _, err := os.Lstat(filepath.Join(shard, l.Name(), form)); err == nil {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
