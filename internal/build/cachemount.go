@@ -18,6 +18,7 @@ import (
 	"github.com/strake-project/strake/internal/oci/layer"
 	"github.com/strake-project/strake/internal/oci/tree"
 	"github.com/strake-project/strake/internal/sandbox"
+	"github.com/strake-project/strake/internal/userns"
 )
 
 // Cache mounts live below ROOT/caches, one directory for each id and initial
@@ -162,7 +163,7 @@ func writeTree(ctx context.Context, view tree.View, dir string) error {
 		}
 		pw.CloseWithError(err)
 	}()
-	_, err := layer.Unpack(ctx, pr, dir, layer.UnpackOptions{})
+	_, err := layer.Unpack(ctx, pr, dir, layer.UnpackOptions{Unprivileged: userns.Inside()})
 	pr.CloseWithError(err)
 	return err
 }

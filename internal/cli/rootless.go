@@ -66,15 +66,20 @@ func (a *App) confine(cmd *cobra.Command, name string) {
 	}
 }
 
-// hasTrees tells whether the store has anything unpacked, or what a build that
-// died was writing.
+// hasTrees tells whether the store has anything unpacked: layers, containers,
+// caches, or what a build that died was writing.
 func (a *App) hasTrees() bool {
 	root, err := a.Root()
 	if err != nil {
 		return false
 	}
-	if left, _ := os.ReadDir(filepath.Join(root, "work")); len(left) > 0 {
-		return true
+	for _, in := range []string{"work", "caches", "containers"} {
+		found, _ := os.ReadDir(filepath.Join(root, in))
+		for _, f := range found {
+			if f.IsDir() {
+				return true
+			}
+		}
 	}
 	shards, _ := os.ReadDir(filepath.Join(root, "layers"))
 	for _, s := range shards {

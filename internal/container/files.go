@@ -14,6 +14,7 @@ import (
 	"github.com/strake-project/strake/internal/oci/layer"
 	"github.com/strake-project/strake/internal/oci/tree"
 	"github.com/strake-project/strake/internal/rootfs"
+	"github.com/strake-project/strake/internal/userns"
 )
 
 func (c *Set) upper(one *Container) string { return filepath.Join(c.dir(one.ID), "upper") }
@@ -48,7 +49,7 @@ func (c *Set) Commit(ctx context.Context, one *Container) (*layer.TOC, error) {
 		_, err := layer.Pack(ctx, pw, c.upper(one))
 		pw.CloseWithError(err)
 	}()
-	_, err = layer.Unpack(ctx, pr, root.Upper, layer.UnpackOptions{})
+	_, err = layer.Unpack(ctx, pr, root.Upper, layer.UnpackOptions{Unprivileged: userns.Inside()})
 	pr.CloseWithError(err)
 	if err != nil {
 		return nil, err
