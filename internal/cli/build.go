@@ -30,6 +30,7 @@ type buildFlags struct {
 	noCache, pull, quiet, push, load, rm, check    bool
 
 	explain explainFlags
+	builderFlags
 }
 
 func (a *App) buildCommand(use string) *cobra.Command {
@@ -70,6 +71,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	fs.StringVar(&f.call, "call", "build", `Set method for evaluating build ("build", "check", "outline", "targets")`)
 	fs.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
 	f.explain.declare(fs)
+	f.builderFlags.add(fs)
 	return cmd
 }
 
@@ -93,6 +95,10 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	}
 	if !f.load || !f.rm {
 		return &Failure{Code: 125, Err: errors.New("--load=false and --rm=false are not supported: the image always stays in the store, and a build makes no containers")}
+	}
+	builder, err := f.remote()
+	if err != nil {
+		return buildError(err)
 	}
 	in, err := a.openBuildInput(ctx, f, path)
 	if err != nil {
@@ -126,6 +132,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	printer, err := term.NewBuildPrinter(mode, a.Err)
 	if err != nil {
 		return buildError(err)
+	}
+	if builder != nil {
+		return a.buildRemote(ctx, f, st, printer, remoteBuild{builder, in, opts, secrets, names})
 	}
 	engine := build.New(build.Options{
 		Store:    st,

@@ -1,0 +1,99 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/strake-project/strake/internal/build/remote"
+	"github.com/strake-project/strake/internal/cli/term"
+	"github.com/strake-project/strake/internal/content/remote/auth"
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+// builderFlags say who builds: this process, or a BuildKit daemon.
+type builderFlags struct{ builder string }
+
+func (f *builderFlags) add(fs *pflag.FlagSet) {
+	fs.StringVar(&f.builder, "builder", defaultBuilder(), `Build on a BuildKit daemon ("tcp://host:port[,cacert=file,cert=file,key=file]", "unix:///path", "ssh://user@host", "kube-pod://pod?namespace=ns", "docker-container://name"; env STRAKE_BUILDER)`)
+}
+
+// defaultBuilder is STRAKE_BUILDER, or buildx' BUILDX_BUILDER where it is an
+// address and not the name of one of buildx' builders.
+func defaultBuilder() string {
+	if b := os.Getenv("STRAKE_BUILDER"); b != "" {
+		return b
+	}
+	if b := os.Getenv("BUILDX_BUILDER"); strings.Contains(b, "://") {
+		return b
+	}
+	return ""
+}
+
+// remote is the daemon to build on, or nil.
+func (f *builderFlags) remote() (*remote.Builder, error) {
+	if f.builder == "" || f.builder == "default" {
+		return nil, nil
+	}
+	return remote.ParseBuilder(f.builder)
+}
+
+// remoteBuild is a build that leaves this machine.
+type remoteBuild struct {
+	builder *remote.Builder
+	input   *buildInput
+	opts    map[string]string
+	secrets buildSecrets
+	names   []ref.Ref
+}
+
+// buildRemote builds on a daemon and ends the progress.
+func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, printer *term.BuildPrinter, b remoteBuild) error {
+	if f.explain.form != "" {
+		printer.Close(nil)
+		return buildError(errors.New("--explain is for builds on this machine: a BuildKit daemon does not tell what changed"))
+	}
+	o := remote.Options{
+		Store:       st,
+		Frontend:    b.opts,
+		Locals:      b.input.locals,
+		Layouts:     b.input.layouts,
+		Uploads:     b.input.uploads,
+		Secret:      b.secrets.get,
+		GitAgent:    b.input.gitAgent,
+		Events:      printer.Event,
+		Credentials: auth.Docker(a.flags.config),
+		Names:       b.names,
+		Load:        !f.push,
+		Push:        f.push,
+	}
+	if b.opts["force-network-mode"] == "host" {
+		o.Entitlements = append(o.Entitlements, "network.host")
+	}
+	conn, err := b.builder.Connect(ctx)
+	if err != nil {
+		printer.Close(nil)
+		return buildError(err)
+	}
+	defer conn.Close()
+	res, err := conn.Build(ctx, o)
+	if err != nil {
+		return a.buildFailed(printer, err)
+	}
+	printer.Close(nil)
+	if res.Metadata != nil {
+		return a.printSubrequest(res.Metadata)
+	}
+	if err := f.writeResult(&res.Exported, b.names); err != nil {
+		return buildError(err)
+	}
+	if f.quiet {
+		fmt.Fprintln(a.Out, res.ID)
+	}
+	return nil
+}
