@@ -69,13 +69,13 @@ func (s *Store) start(l *lease) error {
 	return nil
 }
 
-// leasing takes digests into ctx's lease and runs fn, which looks for them, on
-// a snapshot of the database. It holds the gate meanwhile: what fn finds was
+// leasing takes digests into ctx's lease and runs fn, which looks for them (by
+// ask: without a snapshot of the database). It holds the gate meanwhile: what fn finds was
 // not decided to be dead by a Collect that had not seen the lease.
 func (s *Store) leasing(ctx context.Context, fn func(*tx) error, digests ...oci.Digest) error {
 	l := leaseOf(ctx)
 	if l == nil || s.readOnly != "" {
-		return s.read(ctx, fn)
+		return s.ask(ctx, fn)
 	}
 	gate, err := s.gate(unix.LOCK_SH)
 	if err != nil {
@@ -85,7 +85,7 @@ func (s *Store) leasing(ctx context.Context, fn func(*tx) error, digests ...oci.
 	if err := s.hold(l, digests...); err != nil {
 		return err
 	}
-	return s.read(ctx, fn)
+	return s.ask(ctx, fn)
 }
 
 // gate is a lock between those who find something and hold it (shared) and

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/strake-project/strake/internal/oci"
@@ -78,7 +79,10 @@ func (s *Store) GetRecord(ctx context.Context, bucket, key string) (*Record, err
 func (t *tx) record(bucket, key string) (*Record, error) {
 	r := &Record{Bucket: bucket, Key: key}
 	var created, used int64
-	err := t.QueryRow("SELECT value, created, used FROM record WHERE bucket = ? AND key = ?", bucket, key).Scan(&r.Value, &created, &used)
+	var holds string
+	err := t.QueryRow(`SELECT value, created, used, coalesce((SELECT group_concat(digest, ' ') FROM
+		(SELECT digest FROM record_hold WHERE bucket = ?1 AND key = ?2 ORDER BY digest)), '')
+		FROM record WHERE bucket = ?1 AND key = ?2`, bucket, key).Scan(&r.Value, &created, &used, &holds)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, notFound("%s %s", bucket, key)
 	}
@@ -86,8 +90,10 @@ func (t *tx) record(bucket, key string) (*Record, error) {
 		return nil, err
 	}
 	r.Created, r.Used = time.Unix(0, created), time.Unix(0, used)
-	r.Holds, err = t.digests("SELECT digest FROM record_hold WHERE bucket = ? AND key = ?", bucket, key)
-	return r, err
+	for d := range strings.FieldsSeq(holds) {
+		r.Holds = append(r.Holds, oci.Digest(d))
+	}
+	return r, nil
 }
 
 // Records lists a bucket, most recently used first.

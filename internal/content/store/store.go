@@ -67,6 +67,8 @@ type Store struct {
 	full     atomic.Bool // the disk was full
 	worked   atomic.Bool // a lease was made real
 
+	statements sync.Map // query → *sql.Stmt, see ask
+
 	wmu sync.Mutex // one write transaction at a time; others wait here, not in SQLite's sleeps
 
 	making singleflight.Group // TOCs, trees and packings being made in this process

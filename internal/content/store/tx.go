@@ -11,8 +11,15 @@ import (
 	"github.com/strake-project/strake/internal/oci"
 )
 
-// tx is a transaction, for reading or writing.
-type tx struct{ *sql.Tx }
+// tx is what queries are asked of: a transaction, for reading or writing, or
+// (see ask) the database itself.
+type tx struct{ querier }
+
+type querier interface {
+	Exec(query string, args ...any) (sql.Result, error)
+	Query(query string, args ...any) (*sql.Rows, error)
+	QueryRow(query string, args ...any) *sql.Row
+}
 
 // write runs fn in a write transaction. They are short, and not abandoned half
 // way when a context ends: that would leave renamed files without their rows.
@@ -100,6 +107,55 @@ func (s *Store) read(ctx context.Context, fn func(*tx) error) error {
 	}
 	defer t.Rollback()
 	return s.failed("", fn(&tx{t}))
+}
+
+// ask runs fn without a transaction: each of its queries sees the newest
+// state. It is for the few questions that a build asks for each of its steps:
+// their statements stay prepared, and BEGIN and ROLLBACK are not parsed either,
+// which were two thirds of what such a question cost.
+func (s *Store) ask(ctx context.Context, fn func(*tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.failed("", fn(&tx{(*prepared)(s)}))
+}
+
+// prepared is a store's database by prepared statements.
+type prepared Store
+
+func (p *prepared) statement(query string) (*sql.Stmt, error) {
+	if st, ok := p.statements.Load(query); ok {
+		return st.(*sql.Stmt), nil
+	}
+	st, err := p.db.Prepare(query)
+	if err != nil {
+		return nil, err
+	}
+	if first, ok := p.statements.LoadOrStore(query, st); ok {
+		st.Close()
+		return first.(*sql.Stmt), nil
+	}
+	return st, nil
+}
+
+func (p *prepared) Exec(query string, args ...any) (sql.Result, error) {
+	return p.db.Exec(query, args...)
+}
+
+func (p *prepared) Query(query string, args ...any) (*sql.Rows, error) {
+	st, err := p.statement(query)
+	if err != nil {
+		return nil, err
+	}
+	return st.Query(args...)
+}
+
+func (p *prepared) QueryRow(query string, args ...any) *sql.Row {
+	st, err := p.statement(query)
+	if err != nil {
+		return p.db.QueryRow(query, args...) // fails in the same way
+	}
+	return st.QueryRow(args...)
 }
 
 // each calls fn for every row of a query; fn scans it.
