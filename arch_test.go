@@ -35,6 +35,7 @@ var floors = map[string]int{
 	"internal/build/fileop":    3,
 	"internal/build/git":       3,
 	"internal/build/local":     3,
+	"internal/build/output":    3,
 	"internal/build/remote":    3,
 	"internal/container":       3,
 	"internal/image":           3,

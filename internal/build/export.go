@@ -1,17 +1,12 @@
 package build
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"reflect"
 	"time"
 
-	"github.com/opencontainers/image-spec/specs-go"
-
 	"github.com/strake-project/strake/internal/oci"
-	"github.com/strake-project/strake/internal/oci/ref"
 )
 
 // Image is a finished image of one platform, before it has a manifest.
@@ -26,124 +21,6 @@ type Image struct {
 	// Epoch is SOURCE_DATE_EPOCH: no time in the config is later.
 	Epoch    *time.Time
 	Platform oci.Platform
-}
-
-// Exported is an image in the store.
-type Exported struct {
-	// Target is what the names point at: a manifest, or an index.
-	Target oci.Descriptor
-	// ID is the config's digest, of the first platform.
-	ID oci.Digest
-}
-
-// Export puts the images' configs and manifests, and an index where there is
-// more than one or index is true, into the store, and tags it as names. Called
-// under the build's lease. Without names the image is a dangling one, which stays
-// until it is pruned. The same images give the same digests.
-func (e *Engine) Export(ctx context.Context, images []Image, index bool, names []ref.Ref) (*Exported, error) {
-	var out Exported
-	err := e.Work("exporting to image", func(w *Work) error {
-		var manifests []oci.Descriptor
-		err := w.Do("exporting layers", func() error {
-			for i := range images {
-				layered, err := images[i].Snapshot.layered(ctx, e.opt.Store, e.start)
-				if err != nil {
-					return err
-				}
-				images[i].Snapshot = layered
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		for _, img := range images {
-			d, id, err := e.exportImage(ctx, w, img)
-			if err != nil {
-				return err
-			}
-			if out.ID == "" {
-				out.ID = id
-			}
-			manifests = append(manifests, d)
-		}
-		out.Target = manifests[0]
-		if index || len(manifests) > 1 {
-			if out.Target, err = e.exportIndex(ctx, w, manifests); err != nil {
-				return err
-			}
-		}
-		for _, n := range names {
-			if err := w.Do("naming to "+n.String(), func() error { return e.opt.Store.Tag(ctx, n, out.Target) }); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return &out, err
-}
-
-func (e *Engine) exportImage(ctx context.Context, w *Work, img Image) (oci.Descriptor, oci.Digest, error) {
-	config, err := finishConfig(img)
-	if err != nil {
-		return oci.Descriptor{}, "", err
-	}
-	m := oci.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: oci.MediaTypeManifest,
-		Config:    oci.DescriptorOf(oci.MediaTypeConfig, config),
-		Layers:    []oci.Descriptor{},
-	}
-	if img.Snapshot != nil {
-		for _, l := range img.Snapshot.Layers {
-			m.Layers = append(m.Layers, ociLayer(l.Descriptor))
-		}
-	}
-	body, err := json.Marshal(m)
-	if err != nil {
-		return oci.Descriptor{}, "", err
-	}
-	d := oci.DescriptorOf(oci.MediaTypeManifest, body)
-	if err := w.Do("writing image "+string(m.Config.Digest), func() error {
-		if err := e.opt.Store.Put(ctx, m.Config, bytes.NewReader(config)); err != nil {
-			return err
-		}
-		return e.opt.Store.Put(ctx, d, bytes.NewReader(body))
-	}); err != nil {
-		return oci.Descriptor{}, "", err
-	}
-	p := img.Platform
-	d.Platform = &p
-	return d, m.Config.Digest, nil
-}
-
-func (e *Engine) exportIndex(ctx context.Context, w *Work, manifests []oci.Descriptor) (oci.Descriptor, error) {
-	body, err := json.Marshal(oci.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: oci.MediaTypeIndex,
-		Manifests: manifests,
-	})
-	if err != nil {
-		return oci.Descriptor{}, err
-	}
-	d := oci.DescriptorOf(oci.MediaTypeIndex, body)
-	return d, w.Do("exporting manifest list "+string(d.Digest), func() error {
-		return e.opt.Store.Put(ctx, d, bytes.NewReader(body))
-	})
-}
-
-// ociLayer gives a base's docker layer its OCI media type: a manifest does not
-// mix the two families.
-func ociLayer(d oci.Descriptor) oci.Descriptor {
-	switch d.MediaType {
-	case oci.MediaTypeDockerLayer:
-		d.MediaType = oci.MediaTypeLayer
-	case oci.MediaTypeDockerGzip:
-		d.MediaType = oci.MediaTypeLayerGzip
-	case oci.MediaTypeDockerZstd:
-		d.MediaType = oci.MediaTypeLayerZstd
-	}
-	return oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, Annotations: d.Annotations}
 }
 
 // finishConfig fills in what only the finished image knows: rootfs, and the

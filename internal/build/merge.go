@@ -62,7 +62,7 @@ func (s *step) diff(ctx context.Context, op *pb.DiffOp) ([]*Snapshot, error) {
 	if rest, ok := above(lower, upper); ok {
 		return []*Snapshot{newSnapshot(s.opt.Store, rest, "")}, nil
 	}
-	l, err := s.difference(ctx, lower, upper)
+	l, err := s.difference(ctx, lower, upper, s.v.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +86,7 @@ func above(lower, upper *Snapshot) ([]Layer, bool) {
 }
 
 // difference writes the changes from lower to upper as one layer.
-func (s *step) difference(ctx context.Context, lower, upper *Snapshot) (*Layer, error) {
+func (e *Engine) difference(ctx context.Context, lower, upper *Snapshot, createdBy string) (*Layer, error) {
 	lv, err := lower.View(ctx)
 	if err != nil {
 		return nil, err
@@ -103,13 +103,22 @@ func (s *step) difference(ctx context.Context, lower, upper *Snapshot) (*Layer, 
 	if err != nil {
 		return nil, err
 	}
-	w, err := s.opt.Store.NewLayer(ctx)
+	l, err := e.writeLayer(ctx, entries, uv)
+	if err == nil {
+		l.CreatedBy, l.Created = createdBy, time.Now().UTC()
+	}
+	return l, err
+}
+
+// writeLayer puts a layer of entries, which are in order, into the store.
+func (e *Engine) writeLayer(ctx context.Context, entries []*layer.Entry, view tree.View) (*Layer, error) {
+	w, err := e.opt.Store.NewLayer(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer w.Abort()
 	for _, e := range entries {
-		if err := writeEntry(ctx, w.Writer, e, uv); err != nil {
+		if err := writeEntry(ctx, w.Writer, e, view); err != nil {
 			return nil, err
 		}
 	}
@@ -117,9 +126,7 @@ func (s *step) difference(ctx context.Context, lower, upper *Snapshot) (*Layer, 
 	if err != nil {
 		return nil, err
 	}
-	l := plainLayer(toc)
-	l.CreatedBy, l.Created = s.v.Name, s.now()
-	return l, nil
+	return plainLayer(toc), nil
 }
 
 // changeEntries are the lines of the layer that makes the changes, in
@@ -131,9 +138,6 @@ func changeEntries(changes []tree.Change, upper tree.View) ([]*layer.Entry, erro
 			set[c.Path] = &layer.Entry{Path: c.Path, Type: layer.Whiteout}
 		} else {
 			e := *c.New
-			if e.Type == layer.Regular {
-				e.Link = "" // each name of a hard-linked file with its content
-			}
 			set[c.Path] = &e
 		}
 		for dir := path.Dir(c.Path); set[dir] == nil; dir = path.Dir(dir) {
@@ -153,7 +157,29 @@ func changeEntries(changes []tree.Change, upper tree.View) ([]*layer.Entry, erro
 		entries = append(entries, e)
 	}
 	sort.Slice(entries, func(i, j int) bool { return layer.Less(entries[i], entries[j]) })
+	relink(entries)
 	return entries, nil
+}
+
+// relink makes, of the names of one file, the first the file and the others
+// hard links to it, whichever of them a layer had first.
+func relink(entries []*layer.Entry) {
+	first := map[string]string{}
+	for _, e := range entries {
+		if e.Type != layer.Regular {
+			continue
+		}
+		group := e.Path
+		if e.Link != "" {
+			group = e.Link
+		}
+		e.Link = ""
+		if to, seen := first[group]; seen {
+			e.Type, e.Link = layer.HardLink, to
+		} else {
+			first[group] = e.Path
+		}
+	}
 }
 
 // writeEntry writes e, with its content from view if it is a file.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/spf13/cobra"
@@ -27,10 +26,11 @@ type buildFlags struct {
 	addHosts, ulimits, noCacheFilters, contexts    []string
 	file, target, progress, network, iidFile, call string
 	metadataFile, cgroupParent                     string
-	noCache, pull, quiet, push, load, rm, check    bool
+	noCache, pull, quiet, rm, check                bool
 
 	explain explainFlags
 	builderFlags
+	outputFlags
 }
 
 func (a *App) buildCommand(use string) *cobra.Command {
@@ -65,8 +65,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	fs.StringVar(&f.iidFile, "iidfile", "", "Write the image ID to a file")
 	fs.StringVar(&f.metadataFile, "metadata-file", "", "Write build result metadata to a file")
 	fs.BoolVar(&f.pull, "pull", false, "Always attempt to pull all referenced images")
-	fs.BoolVar(&f.push, "push", false, "Push the image to its registry after the build")
-	fs.BoolVar(&f.load, "load", true, "Keep the image in the store (always)")
+	f.outputFlags.add(fs)
 	fs.BoolVar(&f.rm, "rm", true, "Remove intermediate containers after a successful build (always: there are none)")
 	fs.StringVar(&f.call, "call", "build", `Set method for evaluating build ("build", "check", "outline", "targets")`)
 	fs.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
@@ -90,11 +89,12 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if err != nil {
 		return buildError(err)
 	}
-	if f.push && len(names) == 0 {
-		return buildError(errors.New("tag is needed when pushing to registry"))
+	outs, err := f.outputFlags.parse(names, a.Out.IsTerminal())
+	if err != nil {
+		return buildError(err)
 	}
-	if !f.load || !f.rm {
-		return &Failure{Code: 125, Err: errors.New("--load=false and --rm=false are not supported: the image always stays in the store, and a build makes no containers")}
+	if !f.rm {
+		return &Failure{Code: 125, Err: errors.New("--rm=false is not supported: a build makes no containers")}
 	}
 	builder, err := f.remote()
 	if err != nil {
@@ -134,6 +134,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return buildError(err)
 	}
 	if builder != nil {
+		if err := f.outputFlags.checkRemote(); err != nil {
+			return buildError(err)
+		}
 		return a.buildRemote(ctx, f, st, printer, remoteBuild{builder, in, opts, secrets, names})
 	}
 	engine := build.New(build.Options{
@@ -165,23 +168,20 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		printer.Close(nil)
 		return a.printSubrequest(res.Metadata)
 	}
-	out, err := engine.Export(ctx, res.Images, res.Index, names)
+	out, err := a.buildOutputs(ctx, engine, res, outs)
 	if err != nil {
 		return a.buildFailed(printer, err)
 	}
 	printer.Close(nil)
-	if err := f.writeResult(out, names); err != nil {
+	if len(out.skipped) > 0 {
+		fmt.Fprintf(a.Err, "WARNING: special files that need root were left out: %s\n", strings.Join(out.skipped, ", "))
+	}
+	several := len(res.Images) > 1
+	if err := f.writeResult(out.made(), out.names, several); err != nil {
 		return buildError(err)
 	}
 	if f.quiet {
-		fmt.Fprintln(a.Out, out.ID)
-	}
-	if f.push {
-		for _, n := range names {
-			if err := a.push(ctx, n.String(), &pushOptions{quiet: f.quiet}); err != nil {
-				return err
-			}
-		}
+		fmt.Fprintln(a.Out, imageID(out.made(), several))
 	}
 	return nil
 }
@@ -250,33 +250,4 @@ func tagReason(err error) string {
 		return "repository name must be lowercase"
 	}
 	return s
-}
-
-func (f *buildFlags) writeResult(out *build.Exported, names []ref.Ref) error {
-	if f.iidFile != "" {
-		if err := os.WriteFile(f.iidFile, []byte(out.ID), 0o666); err != nil {
-			return err
-		}
-	}
-	if f.metadataFile == "" {
-		return nil
-	}
-	md := map[string]any{
-		"containerimage.config.digest": out.ID,
-		"containerimage.descriptor":    out.Target,
-		"containerimage.digest":        out.Target.Digest,
-		"buildx.build.ref":             fmt.Sprintf("strake/%d", time.Now().UnixNano()),
-	}
-	if len(names) > 0 {
-		all := make([]string, len(names))
-		for i, n := range names {
-			all[i] = n.String()
-		}
-		md["image.name"] = strings.Join(all, ",")
-	}
-	b, err := json.MarshalIndent(md, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(f.metadataFile, append(b, '\n'), 0o666)
 }

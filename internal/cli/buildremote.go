@@ -89,7 +89,7 @@ func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, p
 	if res.Metadata != nil {
 		return a.printSubrequest(res.Metadata)
 	}
-	if err := f.writeResult(&res.Exported, b.names); err != nil {
+	if err := f.writeResult(&res.Exported, b.names, false); err != nil {
 		return buildError(err)
 	}
 	if f.quiet {

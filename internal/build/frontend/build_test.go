@@ -144,7 +144,7 @@ func (l *lab) write(name, text string) {
 }
 
 // try builds dockerfile; opts are frontend options "k=v".
-func (l *lab) try(dockerfile string, opts ...string) (*build.Exported, error) {
+func (l *lab) try(dockerfile string, opts ...string) (*build.Assembly, error) {
 	l.write("Dockerfile", dockerfile)
 	o := map[string]string{"filename": "Dockerfile"}
 	for _, kv := range opts {
@@ -155,7 +155,7 @@ func (l *lab) try(dockerfile string, opts ...string) (*build.Exported, error) {
 }
 
 // run builds the Dockerfile of the context with these frontend options.
-func (l *lab) run(o map[string]string) (*build.Exported, error) {
+func (l *lab) run(o map[string]string) (*build.Assembly, error) {
 	ctx, release, err := l.store.Lease(context.Background())
 	if err != nil {
 		l.Fatal(err)
@@ -207,12 +207,12 @@ func (l *lab) build(dockerfile string, opts ...string) *image {
 type image struct {
 	*lab
 	oci.Image
-	out  *build.Exported
+	out  *build.Assembly
 	view *tree.Stack
 	tocs []*layer.TOC
 }
 
-func (l *lab) open(out *build.Exported) *image {
+func (l *lab) open(out *build.Assembly) *image {
 	l.Helper()
 	ctx := context.Background()
 	img := &image{lab: l, out: out}

@@ -244,7 +244,7 @@ func (c *corpusCase) strake(t *testing.T, shared *lab, dir string, lower map[str
 	return golden(t, c, l.config(out), l.layers(out), lower)
 }
 
-func (l *lab) manifest(out *build.Exported) oci.Manifest {
+func (l *lab) manifest(out *build.Assembly) oci.Manifest {
 	_, body, err := content.Manifest(context.Background(), l.store, out.Target, content.Host())
 	if err != nil {
 		l.Fatal(err)
@@ -256,7 +256,7 @@ func (l *lab) manifest(out *build.Exported) oci.Manifest {
 	return m
 }
 
-func (l *lab) config(out *build.Exported) []byte {
+func (l *lab) config(out *build.Assembly) []byte {
 	b, err := content.ReadAll(context.Background(), l.store, l.manifest(out).Config)
 	if err != nil {
 		l.Fatal(err)
@@ -265,7 +265,7 @@ func (l *lab) config(out *build.Exported) []byte {
 }
 
 // layers returns the image's layers as plain tars.
-func (l *lab) layers(out *build.Exported) [][]byte {
+func (l *lab) layers(out *build.Assembly) [][]byte {
 	var all [][]byte
 	for _, d := range l.manifest(out).Layers {
 		r, err := l.store.Open(context.Background(), d)

@@ -61,7 +61,7 @@ func zipped(b []byte) []byte {
 }
 
 // upload builds the context that a tar on stdin is.
-func (l *lab) upload(tarball []byte, filename string) (*build.Exported, error) {
+func (l *lab) upload(tarball []byte, filename string) (*build.Assembly, error) {
 	l.opt.Uploads = map[string]io.Reader{"in": bytes.NewReader(tarball)}
 	return l.run(map[string]string{"filename": filename, "context": build.UploadURL("in")})
 }

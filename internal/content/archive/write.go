@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -33,6 +34,7 @@ type Writer struct {
 	broken error
 	// started says that the directories are written.
 	started bool
+	plain   bool                  // an OCI layout without docker's files
 	sizes   map[oci.Digest]int64  // of the blobs written
 	bodies  map[oci.Digest][]byte // of the manifests and indexes among them
 	tagged  []Image
@@ -44,6 +46,13 @@ const inMemory = 1 << 20
 // NewWriter starts an archive.
 func NewWriter(w io.Writer) *Writer {
 	return &Writer{tar: tar.NewWriter(w), sizes: map[oci.Digest]int64{}, bodies: map[oci.Digest][]byte{}}
+}
+
+// NewLayoutWriter starts an archive that is an OCI layout and nothing else.
+func NewLayoutWriter(w io.Writer) *Writer {
+	aw := NewWriter(w)
+	aw.plain = true
+	return aw
 }
 
 // AcceptsSparseIndex implements content.SparseSink: an image of which one
@@ -207,10 +216,7 @@ func (w *Writer) Close() error {
 	docker := manifests{writer: w, entries: []*entry{}, repos: map[string]map[string]string{}}
 	for _, im := range w.tagged {
 		d := im.Target
-		d.Annotations = nil
-		if im.Ref.Tag != "" {
-			d.Annotations = map[string]string{annotationName: im.Ref.String(), annotationRefName: im.Ref.Tag}
-		}
+		d.Annotations = named(d.Annotations, im.Ref)
 		ix.Manifests = append(ix.Manifests, d)
 		if err := docker.add(im); err != nil {
 			return err
@@ -229,7 +235,7 @@ func (w *Writer) Close() error {
 		if err != nil {
 			return err
 		}
-		if f.name == reposFile && len(docker.repos) == 0 {
+		if f.name == reposFile && len(docker.repos) == 0 || w.plain && (f.name == reposFile || f.name == manifestFile) {
 			continue
 		}
 		if err := w.write(f.name, bytes.NewReader(body), int64(len(body))); err != nil {
@@ -241,6 +247,21 @@ func (w *Writer) Close() error {
 	}
 	w.broken = errClosed
 	return nil
+}
+
+// named adds to a descriptor's annotations those that name an image in an
+// index.
+func named(notes map[string]string, r ref.Ref) map[string]string {
+	out := maps.Clone(notes)
+	delete(out, annotationName)
+	delete(out, annotationRefName)
+	if r.Tag != "" {
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[annotationName], out[annotationRefName] = r.String(), r.Tag
+	}
+	return out
 }
 
 // manifests are docker's own files, manifest.json and repositories.

@@ -15,6 +15,13 @@ import (
 
 // Pack implements content.Packer; the result is kept as a further form.
 func (s *Store) Pack(ctx context.Context, d oci.Descriptor, c content.Compression) (oci.Descriptor, error) {
+	return s.PackLevel(ctx, d, c, nil)
+}
+
+// PackLevel is Pack at another level than the usual one, where level is not
+// nil. Those bytes are not found by Pack, whose result depends on the layer
+// alone.
+func (s *Store) PackLevel(ctx context.Context, d oci.Descriptor, c content.Compression, level *int) (oci.Descriptor, error) {
 	if err := checkDigest(d.Digest); err != nil {
 		return d, err
 	}
@@ -28,12 +35,16 @@ func (s *Store) Pack(ctx context.Context, d oci.Descriptor, c content.Compressio
 		return d, fmt.Errorf("pack %s: compression %q: %w", d.Digest, c, oci.ErrUnsupported)
 	}
 	packed.MediaType = packedType(d.MediaType, c)
+	if level != nil {
+		return s.pack(ctx, d, packed.MediaType, c, level)
+	}
 	err := s.once(ctx, "pack "+string(c)+" "+string(d.Digest), func() error {
 		found, err := s.findPacked(ctx, d.Digest, c)
 		if err != nil || found.Digest != "" {
 			return err
 		}
-		return s.pack(ctx, d, packed.MediaType, c)
+		_, err = s.pack(ctx, d, packed.MediaType, c, nil)
+		return err
 	})
 	if err != nil {
 		return d, err
@@ -88,31 +99,31 @@ func (s *Store) findPacked(ctx context.Context, diffID oci.Digest, c content.Com
 // pack compresses the layer to a blob of its own. It can be made again from
 // the layer; all the same it is synced like any other, because whoever asked
 // is about to name its digest to somebody else.
-func (s *Store) pack(ctx context.Context, d oci.Descriptor, mediaType string, c content.Compression) error {
+func (s *Store) pack(ctx context.Context, d oci.Descriptor, mediaType string, c content.Compression, level *int) (oci.Descriptor, error) {
 	a, err := s.newAside()
 	if err != nil {
-		return err
+		return d, err
 	}
 	defer a.discard()
 	r, err := s.Open(ctx, d)
 	if err != nil {
-		return err
+		return d, err
 	}
 	defer r.Close()
 	h := sha256.New()
-	w, err := layer.Compress(onlyWriter{io.MultiWriter(a, h)}, layer.Packing(c))
+	w, err := layer.CompressLevel(onlyWriter{io.MultiWriter(a, h)}, layer.Packing(c), level)
 	if err != nil {
-		return err
+		return d, err
 	}
 	_, err = io.CopyBuffer(onlyWriter{w}, oci.Verify(readerWith(ctx, r), d), buffer(d.Size))
 	if cerr := w.Close(); err == nil {
 		err = cerr
 	}
 	if err != nil {
-		return s.failed(a.path, fmt.Errorf("pack %s: %w", d.Digest, err))
+		return d, s.failed(a.path, fmt.Errorf("pack %s: %w", d.Digest, err))
 	}
 	packed := oci.Descriptor{MediaType: mediaType, Digest: digest.NewDigest(digest.SHA256, h), Size: a.n}
-	return s.admit(ctx, a, packed, func(t *tx) error {
+	return packed, s.admit(ctx, a, packed, func(t *tx) error {
 		if _, err := t.Exec("UPDATE blob SET plain = ? WHERE digest = ?", d.Size, packed.Digest); err != nil {
 			return err
 		}
@@ -121,7 +132,7 @@ func (s *Store) pack(ctx context.Context, d oci.Descriptor, mediaType string, c 
 		if err != nil {
 			return err
 		}
-		return t.packed(d.Digest, packed.Digest, layer.Packing(c), true)
+		return t.packed(d.Digest, packed.Digest, layer.Packing(c), level == nil)
 	})
 }
 

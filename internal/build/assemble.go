@@ -1,0 +1,341 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/image-spec/specs-go"
+
+	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+// Form says how images are put together. The zero value is one manifest of
+// OCI types over the layers as they are.
+type Form struct {
+	// Index makes an index also of a single platform's image.
+	Index bool
+	// Packing of the layers, where Pack is set: those that are plain, and with
+	// Force all.
+	Packing     content.Compression
+	Pack, Force bool
+	// Level of the packing, where it is not the usual one.
+	Level *int
+	// DockerTypes writes docker's media types instead of OCI's.
+	DockerTypes bool
+	// Rewrite makes no file of the layers above the base later than the
+	// image's Epoch.
+	Rewrite bool
+	// Squash makes the layers above the base one.
+	Squash      bool
+	Annotations Annotations
+}
+
+// Annotations are those of an image's manifests and its index, and of the
+// descriptors that name them. Those of manifests are by platform ("" for all).
+type Annotations struct {
+	Index, IndexDescriptor       map[string]string
+	Manifest, ManifestDescriptor map[string]map[string]string
+}
+
+// of merges what byPlatform has for all and for p.
+func of(byPlatform map[string]map[string]string, p oci.Platform) map[string]string {
+	var out map[string]string
+	for _, key := range []string{"", platformKey(p)} {
+		for k, v := range byPlatform[key] {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// Exported names a finished image.
+type Exported struct {
+	// Target is what a name points at: a manifest, or an index.
+	Target oci.Descriptor
+	// ID is the config's digest, of the first platform.
+	ID oci.Digest
+}
+
+// Assembly is an image that is complete but has no place yet: its layers are
+// in the store, its config, manifest and index only here. It is a
+// content.Source, so that it can be pushed or archived without being kept.
+type Assembly struct {
+	Exported
+	store  *store.Store
+	bodies []body // children first
+}
+
+type body struct {
+	oci.Descriptor
+	bytes []byte
+}
+
+// As is the image under the manifest or index that it became elsewhere.
+func (a *Assembly) As(target oci.Descriptor) *Assembly {
+	return &Assembly{Exported: Exported{target, a.ID}, store: a.store, bodies: a.bodies}
+}
+
+func (a *Assembly) add(mediaType string, b []byte) oci.Descriptor {
+	d := oci.DescriptorOf(mediaType, b)
+	a.bodies = append(a.bodies, body{d, b})
+	return d
+}
+
+func (a *Assembly) addJSON(mediaType string, v any) (oci.Descriptor, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	return a.add(mediaType, b), nil
+}
+
+func (a *Assembly) find(d oci.Digest) ([]byte, bool) {
+	for _, b := range a.bodies {
+		if b.Digest == d {
+			return b.bytes, true
+		}
+	}
+	return nil, false
+}
+
+// Resolve implements content.Source: every name is this image's.
+func (a *Assembly) Resolve(context.Context, ref.Ref) (oci.Descriptor, error) { return a.Target, nil }
+
+// Open implements content.Source.
+func (a *Assembly) Open(ctx context.Context, d oci.Descriptor) (io.ReadCloser, error) {
+	if b, ok := a.find(d.Digest); ok {
+		return io.NopCloser(bytes.NewReader(b)), nil
+	}
+	return a.store.Open(ctx, d)
+}
+
+// OpenAt implements content.RangeOpener.
+func (a *Assembly) OpenAt(ctx context.Context, d oci.Descriptor, offset, length int64) (io.ReadCloser, error) {
+	if _, ok := a.find(d.Digest); ok {
+		return nil, fmt.Errorf("%s: a part of it: %w", d.Digest, oci.ErrUnsupported)
+	}
+	return a.store.OpenAt(ctx, d, offset, length)
+}
+
+// Pack implements content.Packer.
+func (a *Assembly) Pack(ctx context.Context, d oci.Descriptor, c content.Compression) (oci.Descriptor, error) {
+	return a.store.Pack(ctx, d, c)
+}
+
+// Origins implements content.OriginLister.
+func (a *Assembly) Origins(ctx context.Context, d oci.Descriptor) ([]ref.Ref, error) {
+	return a.store.Origins(ctx, d)
+}
+
+// Assemble puts images together. Called under the build's lease. The same
+// images give the same digests.
+func (e *Engine) Assemble(ctx context.Context, w *Work, images []Image, form Form) (*Assembly, error) {
+	a := &Assembly{store: e.opt.Store}
+	if err := form.check(images); err != nil {
+		return nil, err
+	}
+	var manifests []oci.Descriptor
+	finished := make([]Image, len(images))
+	if err := w.Do("exporting layers", func() (err error) {
+		for i := range images {
+			if finished[i], err = e.finishLayers(ctx, images[i], form); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	for _, img := range finished {
+		d, id, err := e.assembleOne(ctx, w, a, img, form)
+		if err != nil {
+			return nil, err
+		}
+		if a.ID == "" {
+			a.ID = id
+		}
+		manifests = append(manifests, d)
+	}
+	a.Target = manifests[0]
+	if !form.Index && len(manifests) == 1 {
+		return a, nil
+	}
+	mediaType := oci.MediaTypeIndex
+	if form.DockerTypes {
+		mediaType = oci.MediaTypeDockerList
+	}
+	var err error
+	a.Target, err = a.addJSON(mediaType, oci.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: mediaType,
+		Manifests: manifests, Annotations: form.Annotations.Index,
+	})
+	a.Target.Annotations = form.Annotations.IndexDescriptor
+	return a, err
+}
+
+// check refuses annotations that would have no place, in BuildKit's words.
+func (f *Form) check(images []Image) error {
+	known := map[string]bool{"": true}
+	for _, img := range images {
+		known[platformKey(img.Platform)] = true
+	}
+	n := len(f.Annotations.Index) + len(f.Annotations.IndexDescriptor)
+	for _, byPlatform := range []map[string]map[string]string{f.Annotations.Manifest, f.Annotations.ManifestDescriptor} {
+		for p := range byPlatform {
+			if !known[p] {
+				return fmt.Errorf("invalid annotation: no platform %s found in source", p)
+			}
+		}
+	}
+	if f.DockerTypes && n+len(f.Annotations.ManifestDescriptor) > 0 {
+		return errors.New(`cannot export annotations with "oci-mediatypes=false"`)
+	}
+	if n > 0 && !f.Index && len(images) == 1 {
+		return errors.New("index annotations not supported for single platform export")
+	}
+	return nil
+}
+
+// finishLayers gives img the layers that it is to have in form.
+func (e *Engine) finishLayers(ctx context.Context, img Image, form Form) (Image, error) {
+	var err error
+	if img.Snapshot, err = img.Snapshot.layered(ctx, e.opt.Store, e.start); err != nil {
+		return img, err
+	}
+	if form.Squash {
+		if img, err = e.squash(ctx, img); err != nil {
+			return img, err
+		}
+	}
+	if form.Rewrite && img.Epoch != nil {
+		return e.rewrite(ctx, img)
+	}
+	return img, nil
+}
+
+func (e *Engine) assembleOne(ctx context.Context, w *Work, a *Assembly, img Image, form Form) (oci.Descriptor, oci.Digest, error) {
+	config, err := finishConfig(img)
+	if err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	types := struct{ manifest, config string }{oci.MediaTypeManifest, oci.MediaTypeConfig}
+	if form.DockerTypes {
+		types.manifest, types.config = oci.MediaTypeDockerMani, oci.MediaTypeDockerConfig
+	}
+	m := oci.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: types.manifest,
+		Config: a.add(types.config, config), Layers: []oci.Descriptor{},
+		Annotations: of(form.Annotations.Manifest, img.Platform),
+	}
+	if img.Snapshot != nil {
+		for _, l := range img.Snapshot.Layers {
+			d, err := e.packed(ctx, w, l, form)
+			if err != nil {
+				return oci.Descriptor{}, "", err
+			}
+			m.Layers = append(m.Layers, typedLayer(d, form.DockerTypes))
+		}
+	}
+	d, err := a.addJSON(types.manifest, m)
+	p := img.Platform
+	d.Platform = &p
+	d.Annotations = of(form.Annotations.ManifestDescriptor, p)
+	return d, m.Config.Digest, err
+}
+
+// packed is the layer in the packing that form asks for.
+func (e *Engine) packed(ctx context.Context, w *Work, l Layer, form Form) (oci.Descriptor, error) {
+	plain := oci.IsPlainLayer(l.Descriptor.MediaType)
+	if !form.Pack || !plain && !form.Force || plain && form.Packing == content.Uncompressed {
+		return l.Descriptor, nil
+	}
+	d := l.Descriptor
+	if !plain {
+		toc, err := e.opt.Store.TOC(ctx, l.DiffID)
+		if err != nil {
+			return d, err
+		}
+		d = plainLayer(toc).Descriptor
+		if form.Packing == content.Uncompressed {
+			return d, nil // the store decompresses it when it is read
+		}
+	}
+	err := w.Do("compressing "+string(l.DiffID), func() (err error) {
+		d, err = e.opt.Store.PackLevel(ctx, d, form.Packing, form.Level)
+		return err
+	})
+	return d, err
+}
+
+// typedLayer gives a layer the media type of the manifest's family: a manifest
+// does not mix the two.
+func typedLayer(d oci.Descriptor, docker bool) oci.Descriptor {
+	for _, pair := range [][2]string{
+		{oci.MediaTypeLayer, oci.MediaTypeDockerLayer},
+		{oci.MediaTypeLayerGzip, oci.MediaTypeDockerGzip},
+		{oci.MediaTypeLayerZstd, oci.MediaTypeDockerZstd},
+	} {
+		switch {
+		case docker && d.MediaType == pair[0]:
+			d.MediaType = pair[1]
+		case !docker && d.MediaType == pair[1]:
+			d.MediaType = pair[0]
+		}
+	}
+	out := oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+	if !docker {
+		out.Annotations = d.Annotations
+	}
+	return out
+}
+
+// Export is Assemble and Keep: images in the store, tagged as names.
+func (e *Engine) Export(ctx context.Context, images []Image, index bool, names []ref.Ref) (a *Assembly, err error) {
+	return a, e.Work("exporting to image", func(w *Work) error {
+		if a, err = e.Assemble(ctx, w, images, Form{Index: index}); err != nil {
+			return err
+		}
+		return e.Keep(ctx, w, a, names)
+	})
+}
+
+// Keep puts an assembled image into the store and tags it as names. Without
+// names the image is a dangling one, which stays until it is pruned.
+func (e *Engine) Keep(ctx context.Context, w *Work, a *Assembly, names []ref.Ref) error {
+	for _, b := range a.bodies {
+		put := func() error { return e.opt.Store.Put(ctx, b.Descriptor, bytes.NewReader(b.bytes)) }
+		var err error
+		switch {
+		case oci.IsManifest(b.MediaType) && b.Digest == a.Target.Digest, b.Digest == a.ID:
+			err = put() // one line says it
+		case oci.IsIndex(b.MediaType):
+			err = w.Do("exporting manifest list "+string(b.Digest), put)
+		case oci.IsManifest(b.MediaType):
+			err = w.Do("exporting manifest "+string(b.Digest), put)
+		default:
+			err = put()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := w.Do("writing image "+string(a.ID), func() error { return nil }); err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := w.Do("naming to "+n.String(), func() error { return e.opt.Store.Tag(ctx, n, a.Target) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}

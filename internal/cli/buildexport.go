@@ -1,0 +1,315 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containerd/platforms"
+
+	"github.com/strake-project/strake/internal/build"
+	"github.com/strake-project/strake/internal/build/frontend"
+	"github.com/strake-project/strake/internal/build/output"
+	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/content/archive"
+	"github.com/strake-project/strake/internal/content/remote"
+	"github.com/strake-project/strake/internal/content/remote/auth"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
+)
+
+// exporting sends a build's result to its outputs.
+type exporting struct {
+	*App
+	engine *build.Engine
+	res    *frontend.Result
+	// image is what the last output of an image made, nil where none was.
+	image   *build.Assembly
+	names   []ref.Ref
+	skipped []string
+}
+
+// buildOutputs sends res to every output, one after another.
+func (a *App) buildOutputs(ctx context.Context, engine *build.Engine, res *frontend.Result, outs []*buildOutput) (*exporting, error) {
+	x := &exporting{App: a, engine: engine, res: res}
+	for _, o := range outs {
+		var err error
+		switch o.kind {
+		case outNone:
+		case outLocal, outTar:
+			err = x.files(ctx, o)
+		default:
+			err = x.images(ctx, o)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return x, nil
+}
+
+// results are the images with what o says of them.
+func (x *exporting) results(o *buildOutput) []build.Image {
+	images := append([]build.Image(nil), x.res.Images...)
+	for i := range images {
+		if o.epoch != nil {
+			images[i].Epoch = o.epoch
+		}
+	}
+	return images
+}
+
+func (x *exporting) images(ctx context.Context, o *buildOutput) error {
+	title := "exporting to image"
+	if !o.keeps() && o.kind != outImage {
+		title = "exporting to " + o.kind + " image format"
+		if o.kind == outDocker && len(x.res.Images) > 1 {
+			return errors.New("docker exporter does not currently support exporting manifest lists")
+		}
+	}
+	form := o.form
+	form.Index = form.Index || x.res.Index
+	return x.engine.Work(title, func(w *build.Work) error {
+		asm, err := x.engine.Assemble(ctx, w, x.results(o), form)
+		if err != nil {
+			return err
+		}
+		x.image, x.names = asm, o.names
+		switch {
+		case o.kind == outImage || o.dest == "":
+			if err := x.keep(ctx, w, asm, o); err != nil {
+				return err
+			}
+			if o.push {
+				return x.push(ctx, w, asm, o)
+			}
+			return nil
+		case !o.tar:
+			return w.Do("writing layout", func() error { return x.layout(ctx, asm, o) })
+		}
+		return w.Do("sending tarball", func() error {
+			return x.stream(o.dest, func(to io.Writer) error { return x.archive(ctx, to, asm, o) })
+		})
+	})
+}
+
+// keep puts an image into the store, under the names that o gives it.
+func (x *exporting) keep(ctx context.Context, w *build.Work, asm *build.Assembly, o *buildOutput) error {
+	if !o.keeps() {
+		return nil
+	}
+	var names []ref.Ref
+	if !o.pushByDigest {
+		names = append(names, o.names...)
+	}
+	if o.canonical {
+		for _, n := range o.names {
+			names = append(names, n.WithDigest(asm.Target.Digest))
+		}
+	}
+	if o.dangling.Path != "" && (!o.danglingOnly || len(o.names) == 0) {
+		names = append(names, o.dangling.WithDigest(asm.Target.Digest))
+	}
+	if err := x.engine.Keep(ctx, w, asm, names); err != nil || !o.unpack {
+		return err
+	}
+	return w.Do("unpacking", func() error {
+		for _, img := range x.res.Images {
+			for _, id := range img.Snapshot.DiffIDs() {
+				if _, err := x.engine.Store().Tree(ctx, id); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// push sends an image to each of its names' registries, from where it is: it
+// need not be in the store.
+func (x *exporting) push(ctx context.Context, w *build.Work, asm *build.Assembly, o *buildOutput) error {
+	for _, n := range o.names {
+		to := n
+		if o.pushByDigest {
+			to.Tag = ""
+		}
+		client := x.Remote()
+		if o.insecure {
+			client = remote.New(remote.Options{
+				Credentials: auth.Docker(x.flags.config), UserAgent: "strake/" + Version, Log: x.log, Insecure: []string{n.Domain},
+			})
+		}
+		repo := client.Repository(to)
+		var got oci.Descriptor
+		if err := w.Do("pushing layers", func() (err error) {
+			got, err = content.Copy(ctx, repo, to, asm, to, content.CopyOptions{Compression: content.Gzip})
+			return err
+		}); err != nil {
+			return fmt.Errorf("failed to push %s: %w", strings.TrimSuffix(n.String(), ":"), err)
+		}
+		if err := w.Do(fmt.Sprintf("pushing manifest for %s@%s", to, got.Digest), func() error { return nil }); err != nil {
+			return err
+		}
+		x.pushed(asm, got)
+		if !o.keeps() {
+			continue
+		}
+		if err := rememberPushed(ctx, x.engine.Store(), repo, to, got); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pushed remembers that the registry has the image under another digest, its
+// layers packed: that is the one to report.
+func (x *exporting) pushed(asm *build.Assembly, got oci.Descriptor) {
+	x.image = asm.As(got)
+}
+
+// archive writes an image as docker-save archive or OCI layout to a stream.
+func (x *exporting) archive(ctx context.Context, to io.Writer, asm *build.Assembly, o *buildOutput) error {
+	w := archive.NewWriter(to)
+	if o.kind == outOCI {
+		w = archive.NewLayoutWriter(to)
+	}
+	names := o.names
+	if len(names) == 0 {
+		names = []ref.Ref{{}}
+	}
+	for _, n := range names {
+		if _, err := content.Copy(ctx, w, n, asm, n, content.CopyOptions{}); err != nil {
+			return err
+		}
+	}
+	return w.Close()
+}
+
+// layout adds an image to the OCI layout in a directory.
+func (x *exporting) layout(ctx context.Context, asm *build.Assembly, o *buildOutput) error {
+	l, err := archive.OpenLayout(o.dest)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	names := o.names
+	if len(names) == 0 {
+		names = []ref.Ref{{}}
+	}
+	for _, n := range names {
+		if _, err := content.Copy(ctx, l, n, asm, n, content.CopyOptions{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stream writes to a file, which appears whole or not at all, or to standard
+// output.
+func (x *exporting) stream(dest string, write func(io.Writer) error) error {
+	if dest != "-" {
+		return writeFile(dest, write)
+	}
+	w := bufio.NewWriterSize(x.Out, 1<<20)
+	if err := write(w); err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+// files writes the file systems of the images.
+func (x *exporting) files(ctx context.Context, o *buildOutput) error {
+	split := x.res.Index
+	if o.split != nil {
+		split = *o.split
+	}
+	var parts []output.Part
+	for _, img := range x.results(o) {
+		view, err := img.Snapshot.View(ctx)
+		if err != nil {
+			return err
+		}
+		p := output.Part{View: view, Time: img.Epoch}
+		if split {
+			p.Dir = platformDir(img.Platform)
+		}
+		parts = append(parts, p)
+	}
+	if o.kind == outTar {
+		return x.engine.Work("exporting to client tarball", func(w *build.Work) error {
+			return w.Do("sending tarball", func() error {
+				return x.stream(o.dest, func(to io.Writer) error { return output.Tar(ctx, to, parts) })
+			})
+		})
+	}
+	return x.engine.Work("exporting to client directory", func(w *build.Work) error {
+		return w.Do("copying files", func() error {
+			skipped, err := output.Dir(ctx, o.dest, parts)
+			x.skipped = append(x.skipped, skipped...)
+			return err
+		})
+	})
+}
+
+// platformDir is the name of a platform's directory: linux_arm64.
+func platformDir(p oci.Platform) string {
+	return strings.NewReplacer("/", "_", `\`, "_", ":", "_").Replace(platforms.FormatAll(p))
+}
+
+// made is what --iidfile and --metadata-file tell of; nil where there was no
+// image.
+func (x *exporting) made() *build.Exported {
+	if x.image == nil {
+		return nil
+	}
+	return &x.image.Exported
+}
+
+// imageID is one platform's config's digest, of several their index's.
+func imageID(out *build.Exported, several bool) oci.Digest {
+	switch {
+	case out == nil:
+		return ""
+	case several:
+		return out.Target.Digest
+	}
+	return out.ID
+}
+
+// writeResult writes the files that --iidfile and --metadata-file name.
+func (f *buildFlags) writeResult(out *build.Exported, names []ref.Ref, several bool) error {
+	if f.iidFile != "" {
+		if err := os.WriteFile(f.iidFile, []byte(imageID(out, several)), 0o666); err != nil {
+			return err
+		}
+	}
+	if f.metadataFile == "" {
+		return nil
+	}
+	md := map[string]any{"buildx.build.ref": fmt.Sprintf("strake/%d", time.Now().UnixNano())}
+	if out != nil {
+		md["containerimage.descriptor"] = out.Target
+		md["containerimage.digest"] = out.Target.Digest
+		if !oci.IsIndex(out.Target.MediaType) {
+			md["containerimage.config.digest"] = out.ID
+		}
+		if len(names) > 0 {
+			all := make([]string, len(names))
+			for i, n := range names {
+				all[i] = n.String()
+			}
+			md["image.name"] = strings.Join(all, ",")
+		}
+	}
+	b, err := json.MarshalIndent(md, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(f.metadataFile, append(b, '\n'), 0o666)
+}
