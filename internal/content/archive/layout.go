@@ -92,7 +92,7 @@ func (l *Layout) Tag(_ context.Context, r ref.Ref, d oci.Descriptor) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: %w", filepath.Join(l.dir, indexFile), err)
 	}
-	d.Annotations = named(d.Annotations, r)
+	d.Annotations = naming(d.Annotations, r)
 	ix.Manifests = slices.DeleteFunc(ix.Manifests, func(old oci.Descriptor) bool {
 		if r.Tag == "" {
 			return old.Digest == d.Digest && old.Annotations[annotationName] == ""

@@ -216,7 +216,7 @@ func (w *Writer) Close() error {
 	docker := manifests{writer: w, entries: []*entry{}, repos: map[string]map[string]string{}}
 	for _, im := range w.tagged {
 		d := im.Target
-		d.Annotations = named(d.Annotations, im.Ref)
+		d.Annotations = naming(d.Annotations, im.Ref)
 		ix.Manifests = append(ix.Manifests, d)
 		if err := docker.add(im); err != nil {
 			return err
@@ -249,9 +249,9 @@ func (w *Writer) Close() error {
 	return nil
 }
 
-// named adds to a descriptor's annotations those that name an image in an
+// naming adds to a descriptor's annotations those that name an image in an
 // index.
-func named(notes map[string]string, r ref.Ref) map[string]string {
+func naming(notes map[string]string, r ref.Ref) map[string]string {
 	out := maps.Clone(notes)
 	delete(out, annotationName)
 	delete(out, annotationRefName)
