@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path"
 	"sort"
@@ -66,7 +67,7 @@ func (s *step) exec(ctx context.Context, op *pb.ExecOp) ([]*Snapshot, error) {
 	spec.Stdout, spec.Stderr = stdout, stderr
 	p, err := sandbox.Start(ctx, spec)
 	if err != nil {
-		return nil, startError(op.Meta.Args, err)
+		return nil, startError(op.Meta.Args, stderr, err)
 	}
 	exit, err := p.Wait()
 	if err != nil {
@@ -81,14 +82,19 @@ func (s *step) exec(ctx context.Context, op *pb.ExecOp) ([]*Snapshot, error) {
 	return m.commit(ctx)
 }
 
-// startError is a command that could not be started at all; to a build it is
-// one that failed with the shell's code for that.
-func startError(args []string, err error) error {
+// startError is a command that could not be started at all. One that is not
+// there or no program is, as in docker, a process that printed why and ended
+// with code 1.
+func startError(args []string, out io.Writer, err error) error {
 	var start *sandbox.StartError
-	if errors.As(err, &start) {
-		return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(args, " "), err)
+	if !errors.As(err, &start) {
+		return err
 	}
-	return err
+	if start.Code == 126 || start.Code == 127 {
+		fmt.Fprintf(out, "unable to start container process: %v\n", err)
+		return &ExitError{Args: args, Code: 1}
+	}
+	return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(args, " "), err)
 }
 
 func validExit(op *pb.ExecOp, code int) bool {
@@ -115,6 +121,7 @@ func (s *step) spec(ctx context.Context, op *pb.ExecOp, m *mounts) (*sandbox.Spe
 		User:     meta.User,
 		Hostname: meta.Hostname,
 		Limits:   sandbox.Limits{CgroupParent: meta.CgroupParent},
+		Step:     true,
 	}
 	if spec.Hostname == "" {
 		spec.Hostname = "buildkitsandbox"
@@ -231,7 +238,9 @@ func (m *mounts) prepare(ctx context.Context) error {
 	sorted := append([]*pb.Mount(nil), m.op.Mounts...)
 	sort.SliceStable(sorted, func(i, j int) bool { return path.Clean(sorted[i].Dest) < path.Clean(sorted[j].Dest) })
 	for _, mnt := range sorted {
-		if err := m.add(ctx, mnt); err != nil {
+		if err := m.add(ctx, mnt); mnt.MountType == pb.MountType_SECRET && errors.Is(err, oci.ErrNotFound) {
+			return err // in docker's words already
+		} else if err != nil {
 			return fmt.Errorf("mount %s: %w", mnt.Dest, err)
 		}
 	}

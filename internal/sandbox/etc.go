@@ -17,7 +17,9 @@ func (b *box) generate() ([]*pending, error) {
 		hostname, _ = os.Hostname()
 	}
 	hosts := b.spec.Hosts
-	if hosts == nil {
+	if hosts == nil && b.spec.Step {
+		hosts = []byte("127.0.0.1\tlocalhost " + hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	} else if hosts == nil {
 		hosts = b.hosts(hostname)
 	}
 	for _, extra := range b.spec.ExtraHosts {
@@ -36,6 +38,9 @@ func (b *box) generate() ([]*pending, error) {
 		name    string
 		content []byte
 	}{{"hosts", hosts}, {"hostname", []byte(hostname + "\n")}, {"resolv.conf", resolv}} {
+		if b.spec.Step && f.name == "hostname" {
+			continue
+		}
 		if err := os.WriteFile(f.name, f.content, 0o644); err != nil {
 			return nil, fmt.Errorf("write /etc/%s: %w", f.name, unwrapPath(err))
 		}
@@ -44,6 +49,12 @@ func (b *box) generate() ([]*pending, error) {
 			return nil, fmt.Errorf("clone /etc/%s: %w", f.name, err)
 		}
 		made = append(made, &pending{fd: fd, dest: "/etc/" + f.name})
+		if b.spec.Step {
+			attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+			if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+				return made, fmt.Errorf("make /etc/%s read-only: %w", f.name, err)
+			}
+		}
 	}
 	return made, nil
 }

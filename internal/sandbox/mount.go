@@ -155,8 +155,10 @@ func stub(dest string, dir bool) {
 
 // mountRoot mounts the overlay at root in the workshop.
 func (b *box) mountRoot(points []*pending) error {
-	for _, d := range []string{"/proc", "/sys", "/dev"} {
-		stub(d, true)
+	if !b.keepsSystem() {
+		for _, d := range systemDirs() {
+			stub(d, true)
+		}
 	}
 	for _, p := range points {
 		stub(p.dest, p.dir)

@@ -45,6 +45,12 @@ type Spec struct {
 	Hosts, ResolvConf []byte
 	ExtraHosts        []string // "name:ip"
 	Network           Network
+	// Step makes this a step of a build and no container, as BuildKit's
+	// executor runs it: /etc/hosts is of its own making and read-only, as
+	// /etc/resolv.conf is; /etc/hostname is the image's and may be written;
+	// and where the root has no /dev, /proc or /sys, they are made in it and
+	// stay.
+	Step bool
 
 	Privileged      bool
 	NoNewPrivileges bool

@@ -62,10 +62,21 @@ const (
 	allThat = nosuid | noexec | nodev
 )
 
+func systemDirs() []string { return []string{"/proc", "/sys", "/dev"} }
+
+// keepsSystem tells whether those of systemDirs that the root lacks become
+// part of what the process writes.
+func (b *box) keepsSystem() bool { return b.spec.Step && b.spec.Root.Upper != "" }
+
 // mountSystem mounts what every process finds, with the options that docker
 // gives them: /sys and /dev; /proc follows inside the pid namespace.
 func (b *box) mountSystem(machine fromMachine) error {
-	for _, d := range []string{"/proc", "/sys", "/dev"} {
+	for _, d := range systemDirs() {
+		if b.keepsSystem() {
+			if err := unix.Mkdir(d, 0o755); err != nil && err != unix.EEXIST {
+				return fmt.Errorf("make %s: %w", d, err)
+			}
+		}
 		info, err := os.Lstat(d)
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", d, unwrapPath(err))

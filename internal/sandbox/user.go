@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/moby/sys/user"
 )
@@ -39,6 +40,9 @@ func lookUp(spec string, more []string) (identity, error) {
 			return identity{}, fmt.Errorf("%w", err)
 		}
 		gids = append(gids, extra...)
+	}
+	if !slices.Contains(gids, found.Gid) { // or access that is denied to the group could be had without it
+		gids = append([]int{found.Gid}, gids...)
 	}
 	for _, g := range gids {
 		id.groups = append(id.groups, uint32(g))
