@@ -93,7 +93,29 @@ func (a *App) report(ctx context.Context, err error) int {
 		}
 		return 1
 	}
-	return a.print(err)
+	return a.print(a.damageSaid(err))
+}
+
+// damageSaid names the store's damage where err is of bytes that are not what
+// they were: the store's own copy is looked at, so a registry that lies is not
+// taken for it.
+func (a *App) damageSaid(err error) error {
+	if a.store == nil || !errors.Is(err, oci.ErrCorrupt) {
+		return err
+	}
+	var d oci.Digest
+	var digest *oci.DigestError
+	var size *oci.SizeError
+	switch {
+	case errors.As(err, &digest):
+		d = digest.Want
+	case errors.As(err, &size):
+		d = size.Digest
+	}
+	if !a.store.IsDamaged(d) {
+		return err
+	}
+	return daemonf("%s in the store %s is damaged: run `%s doctor`", d, a.store.Root(), a.name)
 }
 
 // print prints err, or each of several that errors.Join joined, on lines of

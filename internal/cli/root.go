@@ -31,6 +31,7 @@ func (a *App) topLevel() []*cobra.Command {
 
 		a.commitCommand("commit"),
 		a.diffCommand("diff"),
+		a.doctorCommand(),
 		a.exportCommand("export"),
 		a.historyCommand("history"),
 		a.importCommand("import"),

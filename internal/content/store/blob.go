@@ -242,7 +242,7 @@ func (s *Store) Open(ctx context.Context, d oci.Descriptor) (io.ReadCloser, erro
 			return err
 		})
 		if err == nil && f.kind == formNone {
-			err = notFound("blob %s", d.Digest)
+			err = absentBlob(d.Digest)
 		}
 		if err != nil {
 			return nil, err

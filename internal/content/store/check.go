@@ -5,15 +5,28 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/strake-project/strake/internal/oci"
 )
 
 // Problem is one thing that is wrong with a store.
 type Problem struct {
+	Kind   ProblemKind
 	Digest oci.Digest // of the content concerned, if any
 	Text   string
 }
+
+// ProblemKind says what has to be mended.
+type ProblemKind int
+
+// The kinds of problem.
+const (
+	BadDatabase ProblemKind = iota // rows that contradict each other: Rebuild
+	BadBlob                        // a blob's file is damaged or missing
+	BadTree                        // a layer's tree is damaged or missing
+	Missing                        // content that an image needs is not there
+)
 
 func (p Problem) String() string {
 	if p.Digest == "" {
@@ -22,30 +35,40 @@ func (p Problem) String() string {
 	return string(p.Digest) + ": " + p.Text
 }
 
-// Check compares the database with the disk and with itself, and reports what
-// is wrong; it repairs nothing. With deep given, all content is read and its
-// digest checked, and every tree is compared with its layer. Files without a
-// row are no problem: they are leftovers, which Collect sweeps.
+// Check is Examine without progress.
 func (s *Store) Check(ctx context.Context, deep bool) ([]Problem, error) {
+	return s.Examine(ctx, deep, nil)
+}
+
+// Examine compares the database with the disk and with itself, and reports what
+// is wrong; it repairs nothing. With deep given, all content is read and its
+// digest checked, and every tree is compared with its layer; progress, which may
+// be nil, is told how many bytes of how many were read. Files without a
+// row are no problem: they are leftovers, which Collect sweeps.
+func (s *Store) Examine(ctx context.Context, deep bool, progress func(done, of int64)) ([]Problem, error) {
 	var problems []Problem
-	report := func(d oci.Digest, format string, args ...any) {
-		problems = append(problems, Problem{Digest: d, Text: fmt.Sprintf(format, args...)})
+	report := func(kind ProblemKind, d oci.Digest, format string, args ...any) {
+		problems = append(problems, Problem{kind, d, fmt.Sprintf(format, args...)})
 	}
 	var blobs []oci.Descriptor
 	var trees []treeRow
+	pragma := "PRAGMA quick_check"
+	if deep {
+		pragma = "PRAGMA integrity_check" // compares every index with its table
+	}
 	err := s.read(ctx, func(t *tx) error {
 		err := t.each(func(scan func(...any) error) error {
 			var ok string
 			err := scan(&ok)
 			if err == nil && ok != "ok" {
-				report("", "strake.db: %s", ok)
+				report(BadDatabase, "", "strake.db: %s", strings.ReplaceAll(ok, "\n", "; "))
 			}
 			return err
-		}, "PRAGMA quick_check")
+		}, pragma)
 		if err != nil {
 			return err
 		}
-		if err := t.checkGraph(report); err != nil {
+		if err := s.checkGraph(t, report); err != nil {
 			return err
 		}
 		err = t.each(func(scan func(...any) error) error {
@@ -71,17 +94,32 @@ func (s *Store) Check(ctx context.Context, deep bool) ([]Problem, error) {
 	if err != nil {
 		return nil, err
 	}
+	var read, all int64
 	for _, b := range blobs {
+		all += b.Size
+		if checkDigest(b.Digest) != nil {
+			report(BadDatabase, "", "%q is no digest of a blob", b.Digest)
+		}
+	}
+	for _, r := range trees {
+		if checkDigest(r.diffID) != nil {
+			report(BadDatabase, "", "%q is no digest of a layer", r.diffID)
+		}
+	}
+	for _, b := range blobs {
+		if read += b.Size; progress != nil {
+			progress(read, all)
+		}
 		if err := ctx.Err(); err != nil {
 			return problems, err
 		}
 		if err := s.checkBlob(b, deep); err != nil && s.still(ctx, "SELECT 1 FROM blob WHERE digest = ?", b.Digest) {
-			report(b.Digest, "%v", err)
+			report(BadBlob, b.Digest, "%v", err)
 		}
 	}
 	for _, r := range trees {
 		if err := s.checkTree(ctx, r, deep); err != nil && s.still(ctx, "SELECT 1 FROM layer WHERE tree <> 0 AND diffid = ?", r.diffID) {
-			report(r.diffID, "%v", err)
+			report(BadTree, r.diffID, "%v", err)
 		}
 	}
 	return problems, ctx.Err()
@@ -103,31 +141,55 @@ func (s *Store) still(ctx context.Context, query string, d oci.Digest) (there bo
 }
 
 // checkGraph looks for rows that name what they cannot do without.
-func (t *tx) checkGraph(report func(oci.Digest, string, ...any)) error {
-	for _, c := range []struct{ text, query string }{
-		{"is tagged and missing", "SELECT digest FROM tag WHERE digest NOT IN (SELECT digest FROM blob)"},
-		{"is the digest of a repository and missing", "SELECT digest FROM repodigest WHERE digest NOT IN (SELECT digest FROM blob)"},
-		{"is a manifest whose bytes are missing", "SELECT digest FROM manifest WHERE digest NOT IN (SELECT digest FROM blob)"},
-		{"is a manifest without its facts", `SELECT digest FROM manifest WHERE config <> '' AND image NOT IN (SELECT id FROM image)
+func (s *Store) checkGraph(t *tx, report func(ProblemKind, oci.Digest, string, ...any)) error {
+	for _, c := range []struct {
+		kind        ProblemKind
+		text, query string
+	}{
+		{Missing, "is tagged and missing", "SELECT digest FROM tag WHERE digest NOT IN (SELECT digest FROM blob)"},
+		{Missing, "is the digest of a repository and missing", "SELECT digest FROM repodigest WHERE digest NOT IN (SELECT digest FROM blob)"},
+		{Missing, "is a manifest whose bytes are missing", "SELECT digest FROM manifest WHERE digest NOT IN (SELECT digest FROM blob)"},
+		{BadDatabase, "is where a tag points that its log does not know", `SELECT digest FROM tag t WHERE digest IS NOT
+			(SELECT digest FROM taglog l WHERE l.repo = t.repo AND l.tag = t.tag ORDER BY n DESC LIMIT 1)`},
+		{BadDatabase, "is where a tag's log ends that is no more", `SELECT digest FROM taglog l WHERE digest <> ''
+			AND n = (SELECT max(n) FROM taglog m WHERE m.repo = l.repo AND m.tag = l.tag)
+			AND NOT EXISTS(SELECT 1 FROM tag t WHERE t.repo = l.repo AND t.tag = l.tag)`},
+		{BadDatabase, "is tagged, and no row says what it is", `SELECT digest FROM tag WHERE digest IN (SELECT digest FROM blob)
+			AND digest NOT IN (SELECT digest FROM manifest)`},
+		{BadDatabase, "is a manifest without its facts", `SELECT digest FROM manifest WHERE config <> '' AND image NOT IN (SELECT id FROM image)
 			AND config IN (SELECT digest FROM blob)`},
-		{"belongs to an image that has a name, and no form of it is left", `WITH RECURSIVE live(d) AS (
+		{Missing, "belongs to an image that has a name, and no form of it is left", `WITH RECURSIVE live(d) AS (
 				SELECT digest FROM tag UNION SELECT digest FROM repodigest
 				UNION SELECT child FROM edge e JOIN live ON parent = d WHERE e.kind <> 2 OR child IN (SELECT digest FROM blob))
 			SELECT e.child FROM edge e WHERE e.kind = 1 AND e.parent IN (SELECT d FROM live)
 				AND e.child NOT IN (SELECT digest FROM blob)
 				AND e.child NOT IN (SELECT diffid FROM layer WHERE tree = 2)
 				AND e.child NOT IN (SELECT diffid FROM packed p JOIN blob b ON b.digest = p.digest)`},
-		{"names parents that are gone", `SELECT DISTINCT child FROM edge WHERE kind IN (1, 2) AND parent NOT IN (SELECT digest FROM manifest)`},
+		{BadDatabase, "names parents that are gone", `SELECT DISTINCT child FROM edge WHERE kind IN (1, 2) AND parent NOT IN (SELECT digest FROM manifest)`},
 	} {
 		found, err := t.digests(c.query)
 		if err != nil {
 			return err
 		}
 		for _, d := range found {
-			report(d, "%s", c.text)
+			kind, text := c.kind, c.text
+			if kind == Missing && s.lies(d) {
+				kind, text = BadDatabase, text+", but its file is there"
+			}
+			report(kind, d, "%s", text)
 		}
 	}
 	return nil
+}
+
+// lies tells whether there is a file for d.
+func (s *Store) lies(d oci.Digest) bool {
+	for _, path := range []string{s.blobPath(d), filepath.Join(s.layerPath(d), "tree")} {
+		if _, err := os.Lstat(path); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Store) checkBlob(b oci.Descriptor, deep bool) error {

@@ -165,6 +165,7 @@ func (t *tx) unname(img *Image, done *Pruned) ([]oci.Digest, error) {
 			}
 		}
 		for _, r := range digests {
+			t.noteDigest(r.Repository(), d, false)
 			if _, err := t.Exec("DELETE FROM repodigest WHERE repo = ? AND digest = ?", r.Repository(), d); err != nil {
 				return nil, err
 			}

@@ -140,7 +140,7 @@ func (s *Store) checkVersion(v int, err error) error {
 	if err == nil && v > schemaVersion {
 		err = fmt.Errorf("store %s was written by a newer strake (its schema is %d, this strake knows %d): use that one, or choose another place with --root DIR or STRAKE_ROOT: %w", s.root, v, schemaVersion, oci.ErrUnsupported)
 	} else if isCorrupt(err) {
-		err = fmt.Errorf("store %s: strake.db: %v: %w; move it away to start anew", s.root, err, oci.ErrCorrupt)
+		err = s.damaged(err)
 	} else if err != nil {
 		err = s.failed(s.root, fmt.Errorf("store %s: %w", s.root, err))
 	}
@@ -166,6 +166,17 @@ func (s *Store) create(path string) error {
 	if err := flock(dir, unix.LOCK_EX); err != nil {
 		return err
 	}
+	if fi, err := os.Stat(path); (err != nil || fi.Size() == 0) && s.hadDatabase() {
+		return &DamagedError{Root: s.root, What: "is missing"}
+	}
+	if err := makeDatabase(path); err != nil {
+		return err
+	}
+	return dir.Sync()
+}
+
+// makeDatabase makes the tables, if there are none.
+func makeDatabase(path string) error {
 	db := connect(path, "mode=rwc")
 	defer db.Close()
 	var v int
@@ -184,10 +195,7 @@ func (s *Store) create(path string) error {
 	if _, err := t.Exec(schema + "PRAGMA user_version = " + strconv.Itoa(schemaVersion)); err != nil {
 		return err
 	}
-	if err := t.Commit(); err != nil {
-		return err
-	}
-	return dir.Sync()
+	return t.Commit()
 }
 
 // openReadOnly opens a store that this process cannot write. SQLite needs its

@@ -21,6 +21,7 @@
 // Layout below the root:
 //
 //	strake.db                tags, their log, images' facts, edges, records
+//	names                    journal of what has a name, should strake.db be lost
 //	blobs/sha256/ab/HEX      packed bytes: manifests, configs, layers as they came
 //	layers/ab/HEX/toc        table of contents of the layer with that diffID
 //	layers/ab/HEX/tree       its unpacked form, for overlayfs
@@ -169,13 +170,20 @@ func (s *Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.root}, elem...)...)
 }
 
-// blobPath is where the bytes of d lie. d was validated.
+// blobPath is where the bytes of d lie; nowhere, of a digest that is none, as a
+// damaged database may have it.
 func (s *Store) blobPath(d oci.Digest) string {
+	if checkDigest(d) != nil {
+		return s.path("blobs", "invalid", "none")
+	}
 	hex := d.Encoded()
 	return filepath.Join(s.root, "blobs", string(d.Algorithm()), hex[:2], hex)
 }
 
 func (s *Store) layerPath(diffID oci.Digest) string {
+	if checkDigest(diffID) != nil {
+		return s.path("layers", "invalid", "none")
+	}
 	hex := diffID.Encoded()
 	if alg := string(diffID.Algorithm()); alg != "sha256" {
 		hex = alg + "-" + hex
@@ -196,6 +204,8 @@ func (s *Store) failed(path string, err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case isCorrupt(err):
+		return s.damaged(err)
 	case errors.Is(err, oci.ErrNoSpace), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), isFull(err):
 		s.full.Store(true)
 		return fullError(s.root)

@@ -66,6 +66,7 @@ func (s *Store) Tag(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
 		}
 		implied, err := t.implied(r, d)
 		if err == nil && implied {
+			t.noteDigest(repo, d.Digest, true)
 			_, err = t.Exec("INSERT OR IGNORE INTO repodigest(repo, digest) VALUES(?,?)", repo, d.Digest)
 		}
 		if err != nil || r.Tag == "" {
@@ -104,6 +105,7 @@ func (t *tx) point(repo, tag string, d oci.Digest) error {
 	if err != nil {
 		return err
 	}
+	t.noteTag(repo, tag, d, now)
 	if _, err := t.Exec("INSERT INTO taglog(repo, tag, digest, at) VALUES(?,?,?,?)", repo, tag, d, now); err != nil {
 		return err
 	}
@@ -141,6 +143,7 @@ func (s *Store) Untag(ctx context.Context, r ref.Ref) (oci.Descriptor, error) {
 		if r.Tag != "" {
 			return t.point(repo, r.Tag, "")
 		}
+		t.noteDigest(repo, r.Digest, false)
 		_, err = t.Exec("DELETE FROM repodigest WHERE repo = ? AND digest = ?", repo, r.Digest)
 		return err
 	})

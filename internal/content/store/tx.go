@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -13,7 +14,10 @@ import (
 
 // tx is what queries are asked of: a transaction, for reading or writing, or
 // (see ask) the database itself.
-type tx struct{ querier }
+type tx struct {
+	querier
+	names []byte // lines for the journal of names
+}
 
 type querier interface {
 	Exec(query string, args ...any) (sql.Result, error)
@@ -65,10 +69,12 @@ func (s *Store) transact(ctx context.Context, sync bool, fn func(*tx) error) err
 	if err != nil {
 		return s.failed("", err)
 	}
-	if err := fn(&tx{t}); err != nil {
+	work := &tx{querier: t}
+	if err := fn(work); err != nil {
 		s.unmark(marked)
 		return s.failed("", err)
 	}
+	s.noteNames(work)
 	if err := t.Commit(); err != nil {
 		s.unmark(marked)
 		return s.failed("", err)
@@ -106,7 +112,7 @@ func (s *Store) read(ctx context.Context, fn func(*tx) error) error {
 		return s.failed("", err)
 	}
 	defer t.Rollback()
-	return s.failed("", fn(&tx{t}))
+	return s.failed("", fn(&tx{querier: t}))
 }
 
 // ask runs fn without a transaction: each of its queries sees the newest
@@ -117,7 +123,7 @@ func (s *Store) ask(ctx context.Context, fn func(*tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return s.failed("", fn(&tx{(*prepared)(s)}))
+	return s.failed("", fn(&tx{querier: (*prepared)(s)}))
 }
 
 // prepared is a store's database by prepared statements.
@@ -189,6 +195,9 @@ func (t *tx) digests(query string, args ...any) ([]oci.Digest, error) {
 	err := t.each(func(scan func(...any) error) error {
 		var d string
 		err := scan(&d)
+		if err == nil && checkDigest(oci.Digest(d)) != nil && d != "" {
+			err = fmt.Errorf("%w: %q is no digest", errBadRow, d)
+		}
 		all = append(all, oci.Digest(d))
 		return err
 	}, query, args...)
@@ -205,7 +214,3 @@ func sqliteCode(err error) int {
 
 func isFull(err error) bool     { return sqliteCode(err) == sqlite3.SQLITE_FULL }
 func isReadOnly(err error) bool { return sqliteCode(err) == sqlite3.SQLITE_READONLY }
-func isCorrupt(err error) bool {
-	c := sqliteCode(err)
-	return c == sqlite3.SQLITE_CORRUPT || c == sqlite3.SQLITE_NOTADB
-}
