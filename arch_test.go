@@ -31,6 +31,7 @@ var floors = map[string]int{
 	"internal/sandbox":         2,
 	"internal/sandbox/seccomp": 2,
 	"internal/build":           3,
+	"internal/build/cache":     3,
 	"internal/build/frontend":  3,
 	"internal/build/fileop":    3,
 	"internal/build/git":       3,

@@ -218,9 +218,12 @@ func (e *Engine) finishLayers(ctx context.Context, img Image, form Form) (Image,
 		}
 	}
 	if form.Rewrite && img.Epoch != nil {
-		return e.rewrite(ctx, img)
+		img, err = e.rewrite(ctx, img)
 	}
-	return img, nil
+	if err == nil && e.inline() {
+		img.cache, err = e.inlineCache(&img)
+	}
+	return img, err
 }
 
 func (e *Engine) assembleOne(ctx context.Context, w *Work, a *Assembly, img Image, form Form) (oci.Descriptor, oci.Digest, error) {

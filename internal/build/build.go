@@ -58,7 +58,10 @@ type Options struct {
 	// Trace identifies what is built from build to build (the Dockerfile, its
 	// context and stage), for Explain to compare with. Empty: nothing is kept.
 	Trace string
-	Log   *slog.Logger
+	// CacheFrom are caches beside the store's, CacheTo where the build's goes.
+	CacheFrom []CacheSource
+	CacheTo   []CacheExport
+	Log       *slog.Logger
 }
 
 // Engine is one build. Its methods may be called from many goroutines.
@@ -85,6 +88,9 @@ type Engine struct {
 	present map[oci.Digest]bool
 	// traced are the steps of which the key is known.
 	traced []*tracedStep
+
+	imports imports // caches from elsewhere
+	journal journal // what was solved, for exporting it
 }
 
 // New returns an engine.
@@ -105,6 +111,8 @@ func New(opt Options) *Engine {
 		maxDownload: maxDownload,
 		downloads:   map[string]*download{},
 		commits:     map[string]*resolved{},
+
+		imports: imports{fetched: map[oci.Digest]*future{}},
 	}
 }
 
@@ -247,27 +255,39 @@ func (s *step) solve(ctx context.Context) (out []*Snapshot, err error) {
 	done := s.record(key, noCache)
 	defer func() { done(cached, err) }()
 	if !noCache {
-		if out, err = s.lookup(ctx, key); err != nil || out != nil {
-			cached = err == nil
+		if out, err = s.lookup(ctx, key); err == nil && out == nil {
+			out, err = s.lookupImported(ctx, key)
+		}
+		if err != nil || out != nil {
+			if cached = err == nil; cached {
+				s.journal.step(s, key, out)
+			}
 			return out, err
 		}
 	}
-	switch op := s.v.Op.Op.(type) {
-	case *pb.Op_Exec:
-		out, err = s.exec(ctx, op.Exec)
-	case *pb.Op_File:
-		out, err = s.file(ctx, op.File)
-	case *pb.Op_Merge:
-		out, err = s.merge(ctx)
-	case *pb.Op_Diff:
-		out, err = s.diff(ctx, op.Diff)
-	default:
-		err = fmt.Errorf("LLB operation %T: %w", s.v.Op.Op, oci.ErrUnsupported)
-	}
-	if err != nil {
+	if out, err = s.perform(ctx); err != nil {
 		return nil, err
 	}
+	s.journal.step(s, key, out)
 	return out, s.remember(ctx, key, out)
+}
+
+// perform makes the step.
+func (s *step) perform(ctx context.Context) ([]*Snapshot, error) {
+	switch op := s.v.Op.Op.(type) {
+	case *pb.Op_Exec:
+		if err := s.localInputs(ctx); err != nil { // before it takes a slot
+			return nil, err
+		}
+		return s.exec(ctx, op.Exec)
+	case *pb.Op_File:
+		return s.file(ctx, op.File)
+	case *pb.Op_Merge:
+		return s.merge(ctx)
+	case *pb.Op_Diff:
+		return s.diff(ctx, op.Diff)
+	}
+	return nil, fmt.Errorf("LLB operation %T: %w", s.v.Op.Op, oci.ErrUnsupported)
 }
 
 func (s *step) begin() {

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"time"
 
+	"github.com/strake-project/strake/internal/build/cache"
 	"github.com/strake-project/strake/internal/oci"
 )
 
@@ -21,6 +22,8 @@ type Image struct {
 	// Epoch is SOURCE_DATE_EPOCH: no time in the config is later.
 	Epoch    *time.Time
 	Platform oci.Platform
+
+	cache json.RawMessage // the inline build cache
 }
 
 // finishConfig fills in what only the finished image knows: rootfs, and the
@@ -66,6 +69,10 @@ func finishConfig(img Image) ([]byte, error) {
 			return nil, err
 		}
 		fields[name] = b
+	}
+	delete(fields, cache.InlineField) // a base's
+	if img.cache != nil {
+		fields[cache.InlineField] = img.cache
 	}
 	return json.Marshal(fields)
 }

@@ -106,7 +106,7 @@ func (s *step) fileKey(ctx context.Context, op *pb.FileOp) (key, error) {
 			continue
 		}
 		if j := int(a.SecondaryInput); j >= 0 && j < len(s.in) {
-			d, err := s.selected(ctx, s.in[j], cp)
+			d, err := s.contentOf(ctx, s.in[j], cp)
 			if err != nil {
 				return key{}, err
 			}
@@ -218,7 +218,7 @@ func (s *step) execKey(ctx context.Context, op *pb.ExecOp) (key, error) {
 			continue
 		case contentOnly:
 			sel := path.Join("/", m.Selector)
-			d, err = s.selected(ctx, in, &pb.FileActionCopy{Src: sel, Dest: "/", FollowSymlink: true, DirCopyContents: true})
+			d, err = s.contentOf(ctx, in, &pb.FileActionCopy{Src: sel, Dest: "/", FollowSymlink: true, DirCopyContents: true})
 		default:
 			d, err = in.Key(ctx)
 		}

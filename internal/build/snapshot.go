@@ -34,6 +34,10 @@ type Snapshot struct {
 	store *store.Store
 	// view is set for what is no stack of layers.
 	view tree.View
+	// hit is set for output index of a step that an imported cache knows. Its
+	// Layers are not known here: see local.
+	hit   *hit
+	index int
 
 	once  sync.Once
 	stack tree.View
@@ -56,6 +60,13 @@ func (s *Snapshot) View(ctx context.Context) (tree.View, error) {
 	if s.view != nil {
 		return s.view, nil
 	}
+	if s.hit != nil {
+		l, err := s.local(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return l.View(ctx)
+	}
 	s.once.Do(func() { s.stack, s.err = stackView(ctx, s.store, s.Layers) })
 	return s.stack, s.err
 }
@@ -77,6 +88,9 @@ func stackView(ctx context.Context, st *store.Store, layers []Layer) (tree.View,
 func (s *Snapshot) DiffIDs() []oci.Digest {
 	if s == nil {
 		return nil
+	}
+	if s.hit != nil && s.hit.have.Load() {
+		return s.hit.out[s.index].DiffIDs()
 	}
 	ids := make([]oci.Digest, len(s.Layers))
 	for i, l := range s.Layers {
@@ -103,10 +117,11 @@ func wholeTree() *pb.FileActionCopy {
 	return &pb.FileActionCopy{Src: "/", Dest: "/", DirCopyContents: true, CreateDestPath: true, Mode: -1, Timestamp: -1}
 }
 
-// layered returns s as a stack of layers: a directory is packed into one.
+// layered returns s as a stack of layers that the store has: a directory is
+// packed into one, and what an imported cache has is fetched.
 func (s *Snapshot) layered(ctx context.Context, st *store.Store, now time.Time) (*Snapshot, error) {
 	if s == nil || s.view == nil {
-		return s, nil
+		return s.local(ctx)
 	}
 	key, err := s.Key(ctx)
 	if err != nil {

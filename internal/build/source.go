@@ -60,6 +60,7 @@ func (s *step) image(ctx context.Context, name string, always bool) (*Snapshot, 
 	if err != nil {
 		return nil, false, err
 	}
+	s.journal.bases(img.layers)
 	return imageSnapshot(s.opt.Store, img), true, nil
 }
 

@@ -29,6 +29,7 @@ type buildFlags struct {
 	noCache, pull, quiet, rm, check                bool
 
 	explain explainFlags
+	cache   cacheFlags
 	builderFlags
 	outputFlags
 }
@@ -68,6 +69,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	f.outputFlags.add(fs)
 	fs.BoolVar(&f.rm, "rm", true, "Remove intermediate containers after a successful build (always: there are none)")
 	fs.StringVar(&f.call, "call", "build", `Set method for evaluating build ("build", "check", "outline", "targets")`)
+	f.cache.add(fs)
 	fs.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
 	f.explain.declare(fs)
 	f.builderFlags.add(fs)
@@ -113,6 +115,11 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if err != nil {
 		return buildError(err)
 	}
+	caches, err := a.caches(&f.cache, f.buildArgs, builder != nil)
+	if err != nil {
+		return buildError(err)
+	}
+	defer caches.close()
 	st, err := a.Store()
 	if err != nil {
 		return err
@@ -140,16 +147,18 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return a.buildRemote(ctx, f, st, printer, remoteBuild{builder, in, opts, secrets, names})
 	}
 	engine := build.New(build.Options{
-		Store:    st,
-		Locals:   in.locals,
-		Uploads:  in.uploads,
-		Layouts:  in.layouts,
-		GitAgent: in.gitAgent,
-		Secret:   secrets.get,
-		Events:   printer.Event,
-		NoCache:  f.noCache,
-		Trace:    f.traceID(in, path),
-		Log:      a.log,
+		Store:     st,
+		Locals:    in.locals,
+		Uploads:   in.uploads,
+		Layouts:   in.layouts,
+		GitAgent:  in.gitAgent,
+		Secret:    secrets.get,
+		Events:    printer.Event,
+		NoCache:   f.noCache,
+		Trace:     f.traceID(in, path),
+		CacheFrom: caches.from,
+		CacheTo:   caches.to,
+		Log:       a.log,
 		Pull: func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (oci.Descriptor, error) {
 			policy := content.PullMissing
 			if always {
@@ -160,7 +169,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	})
 	defer engine.Close()
 	defer a.explainBuild(ctx, &f.explain, engine, &err)
+	stopImports := engine.ImportCaches(ctx)
 	res, err := frontend.Build(ctx, engine, opts)
+	stopImports()
 	if err != nil {
 		return a.buildFailed(printer, err)
 	}
@@ -170,6 +181,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	}
 	out, err := a.buildOutputs(ctx, engine, res, outs)
 	if err != nil {
+		return a.buildFailed(printer, err)
+	}
+	if err := engine.ExportCaches(ctx, res.Images); err != nil {
 		return a.buildFailed(printer, err)
 	}
 	printer.Close(nil)

@@ -72,6 +72,11 @@ func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, p
 		Load:        !f.push,
 		Push:        f.push,
 	}
+	var err error
+	if o.CacheFrom, o.CacheTo, err = f.cache.forDaemon(); err != nil {
+		printer.Close(nil)
+		return buildError(err)
+	}
 	if b.opts["force-network-mode"] == "host" {
 		o.Entitlements = append(o.Entitlements, "network.host")
 	}

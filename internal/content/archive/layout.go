@@ -16,12 +16,14 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
 )
 
-// Layout writes to the OCI layout in a directory. It is a content.Sink. What
-// the layout has already stays; a name that it has moves.
+// Layout is the OCI layout in a directory, read and written in place. It is a
+// content.Sink and Source. What it has already stays; a name that it has moves.
 type Layout struct {
 	root *os.Root
 	dir  string
@@ -84,6 +86,14 @@ func (l *Layout) Put(ctx context.Context, d oci.Descriptor, r io.Reader) error {
 func (l *Layout) Tag(_ context.Context, r ref.Ref, d oci.Descriptor) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	dir, err := l.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil { // other processes write it too
+		return err
+	}
 	ix := oci.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeIndex}
 	body, err := l.root.ReadFile(indexFile)
 	if err == nil {
