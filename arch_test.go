@@ -38,6 +38,7 @@ var floors = map[string]int{
 	"internal/build/local":     3,
 	"internal/build/output":    3,
 	"internal/build/remote":    3,
+	"internal/build/sshagent":  3,
 	"internal/container":       3,
 	"internal/image":           3,
 	"internal/serve/registry":  4,

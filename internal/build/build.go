@@ -25,6 +25,7 @@ import (
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 
+	"github.com/strake-project/strake/internal/build/sshagent"
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
@@ -49,6 +50,11 @@ type Options struct {
 	Uploads map[string]io.Reader
 	// Secret returns the secret with that id, or oci.ErrNotFound.
 	Secret func(ctx context.Context, id string) ([]byte, error)
+	// SSH are the agents that RUN --mount=type=ssh and git may use, by id.
+	SSH map[string]*sshagent.Agent
+	// Allow are the entitlements that the user grants: "network.host",
+	// "security.insecure".
+	Allow map[string]bool
 	// GitAgent is the socket of the ssh agent that git may use, if any.
 	GitAgent string
 	// Events receives the build's progress, one event at a time.

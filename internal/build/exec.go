@@ -238,9 +238,10 @@ func (m *mounts) prepare(ctx context.Context) error {
 	sorted := append([]*pb.Mount(nil), m.op.Mounts...)
 	sort.SliceStable(sorted, func(i, j int) bool { return path.Clean(sorted[i].Dest) < path.Clean(sorted[j].Dest) })
 	for _, mnt := range sorted {
-		if err := m.add(ctx, mnt); mnt.MountType == pb.MountType_SECRET && errors.Is(err, oci.ErrNotFound) {
-			return err // in docker's words already
-		} else if err != nil {
+		if err := m.add(ctx, mnt); err != nil {
+			if mnt.MountType == pb.MountType_SECRET || mnt.MountType == pb.MountType_SSH {
+				return err // BuildKit's words, which name the secret
+			}
 			return fmt.Errorf("mount %s: %w", mnt.Dest, err)
 		}
 	}
@@ -261,6 +262,8 @@ func (m *mounts) add(ctx context.Context, mnt *pb.Mount) error {
 		return m.cache(ctx, mnt)
 	case pb.MountType_SECRET:
 		return m.secretFile(ctx, mnt)
+	case pb.MountType_SSH:
+		return m.sshSocket(ctx, mnt)
 	}
 	return fmt.Errorf("mount type %s: %w", strings.ToLower(mnt.MountType.String()), oci.ErrUnsupported)
 }

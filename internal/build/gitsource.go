@@ -102,8 +102,10 @@ func (e *Engine) gitSource(ctx context.Context, op *pb.SourceOp) (*git.Source, e
 	if err != nil {
 		return nil, err
 	}
-	if op.Attrs[pb.AttrMountSSHSock] != "" {
-		s.AuthSock = e.opt.GitAgent
+	if id := op.Attrs[pb.AttrMountSSHSock]; id != "" {
+		if s.AuthSock, err = e.gitAgent(ctx, id); err != nil {
+			return nil, err
+		}
 	}
 	u, err := url.Parse(s.Remote)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" {

@@ -32,6 +32,7 @@ type buildFlags struct {
 	cache   cacheFlags
 	builderFlags
 	outputFlags
+	limits buildLimits
 }
 
 func (a *App) buildCommand(use string) *cobra.Command {
@@ -73,6 +74,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	fs.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
 	f.explain.declare(fs)
 	f.builderFlags.add(fs)
+	f.limits.declare(fs)
 	return cmd
 }
 
@@ -120,6 +122,10 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return buildError(err)
 	}
 	defer caches.close()
+	agents, err := parseSSH(f.limits.ssh)
+	if err != nil {
+		return buildError(err)
+	}
 	st, err := a.Store()
 	if err != nil {
 		return err
@@ -158,6 +164,8 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		Trace:     f.traceID(in, path),
 		CacheFrom: caches.from,
 		CacheTo:   caches.to,
+		SSH:       agents,
+		Allow:     f.limits.allowed(f.network),
 		Log:       a.log,
 		Pull: func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (oci.Descriptor, error) {
 			policy := content.PullMissing

@@ -228,12 +228,18 @@ func (f *buildFlags) frontendOpts(in *buildInput) (map[string]string, error) {
 			if !ok || name == "" || ip == "" {
 				return nil, fmt.Errorf("invalid host %s", h)
 			}
+			if ip == "host-gateway" {
+				ip = "127.0.0.1" // on the machine's own network
+			}
 			hosts[i] = name + "=" + strings.Trim(ip, "[]")
 		}
 		o["add-hosts"] = strings.Join(hosts, ",")
 	}
 	if len(f.ulimits) > 0 {
 		o["ulimit"] = strings.Join(f.ulimits, ",")
+	}
+	if err := f.limits.frontendOpts(o); err != nil {
+		return nil, err
 	}
 	if f.cgroupParent != "" {
 		o["cgroup-parent"] = f.cgroupParent

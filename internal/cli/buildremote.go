@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/moby/buildkit/session/sshforward/sshprovider"
 	"github.com/spf13/pflag"
 
 	"github.com/strake-project/strake/internal/build/remote"
@@ -77,8 +78,18 @@ func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, p
 		printer.Close(nil)
 		return buildError(err)
 	}
-	if b.opts["force-network-mode"] == "host" {
-		o.Entitlements = append(o.Entitlements, "network.host")
+	for e, granted := range f.limits.allowed(f.network) {
+		if granted {
+			o.Entitlements = append(o.Entitlements, e)
+		}
+	}
+	keys, err := sshKeys(f.limits.ssh)
+	if err != nil {
+		printer.Close(nil)
+		return buildError(err)
+	}
+	for _, k := range keys {
+		o.Agents = append(o.Agents, sshprovider.AgentConfig{ID: k.id, Paths: k.paths})
 	}
 	conn, err := b.builder.Connect(ctx)
 	if err != nil {

@@ -133,6 +133,9 @@ func (g *gateway) Solve(ctx context.Context, req client.SolveRequest) (*client.R
 	if err != nil {
 		return nil, err
 	}
+	if err := g.engine.Check(edge); err != nil {
+		return nil, err
+	}
 	r := &reference{engine: g.engine, edge: edge, def: req.Definition}
 	if req.Evaluate {
 		if err := r.Evaluate(ctx); err != nil {
