@@ -257,6 +257,9 @@ func (s *step) solve(ctx context.Context) (out []*Snapshot, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.noteMounts(ctx); err != nil {
+		return nil, err
+	}
 	noCache := s.v.IgnoreCache || s.opt.NoCache
 	done := s.record(key, noCache)
 	defer func() { done(cached, err) }()

@@ -37,13 +37,9 @@ func (m *mounts) cache(ctx context.Context, mnt *pb.Mount) error {
 	if err != nil {
 		return err
 	}
-	key := digestOf("cache", mnt.CacheOpt.ID)
-	if in != nil {
-		k, err := in.Key(ctx)
-		if err != nil {
-			return err
-		}
-		key = digestOf("cache", mnt.CacheOpt.ID, string(k))
+	key, err := mountKey(ctx, mnt.CacheOpt, in)
+	if err != nil {
+		return err
 	}
 	base := filepath.Join(m.opt.Store.Root(), "caches", key.Encoded())
 	if err := os.MkdirAll(base, 0o700); err != nil {
@@ -58,6 +54,9 @@ func (m *mounts) cache(ctx context.Context, mnt *pb.Mount) error {
 	}
 	m.closers = append(m.closers, unlock)
 	data := filepath.Join(dir, "data")
+	if err := m.restoreMount(ctx, key, mnt.CacheOpt.ID, dir, data, mnt.CacheOpt.Sharing); err != nil {
+		return err
+	}
 	if err := fillCache(ctx, dir, data, in); err != nil {
 		return err
 	}
