@@ -27,11 +27,14 @@ import (
 // which is opened when somebody first asks for it.
 type App struct {
 	term.Streams
-	name  string // "strake", or "docker" when called by that name
-	flags globalFlags
-	log   *slog.Logger
-	store *store.Store
-	regs  *remote.Client
+	name string // "strake", or "docker" when called by that name
+	// command is the path of the one that runs ("image prune"), for the store's
+	// log: no arguments, which may be secret.
+	command string
+	flags   globalFlags
+	log     *slog.Logger
+	store   *store.Store
+	regs    *remote.Client
 
 	args    []string // the process's own
 	entered bool     // into a user namespace, by an ordinary user
@@ -72,7 +75,11 @@ func (a *App) Store() (*store.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := store.Open(root, store.Options{Log: a.log})
+	keep, err := keepRemoved()
+	if err != nil {
+		return nil, err
+	}
+	s, err := store.Open(root, store.Options{Log: a.log, Command: a.command, KeepRemoved: keep})
 	if err != nil {
 		return nil, daemon(err)
 	}
@@ -107,7 +114,11 @@ func (a *App) Remote() *remote.Client {
 // and run need. progress may be nil.
 func (a *App) ensure(ctx context.Context, s *store.Store, r ref.Ref, p oci.Platform, policy content.PullPolicy, progress func(content.Event)) (oci.Descriptor, error) {
 	registry := func(r ref.Ref) content.Source { return a.Remote().Repository(r) }
-	return content.Ensure(ctx, s, registry, r, p, policy, progress)
+	d, err := content.Ensure(ctx, s, registry, r, p, policy, progress)
+	if err != nil {
+		return d, err
+	}
+	return d, s.TouchManifest(ctx, d.Digest)
 }
 
 func (a *App) close() {

@@ -20,8 +20,8 @@ import (
 
 // pruneOptions are the flags of the prune commands.
 type pruneOptions struct {
-	all, force, dry, volumes bool
-	filters                  filters
+	all, force, dry, volumes, now bool
+	filters                       filters
 }
 
 // pruneFlags declares those that all of them have.
@@ -43,9 +43,12 @@ func (a *App) imagePruneCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.imagePrune(cmd.Context(), &o) },
 	}
 	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "Remove also images with a name that no container uses")
+	cmd.Flags().BoolVar(&o.now, "now", false, nowHelp)
 	o.pruneFlags(cmd, "dangling=, label=, label!=, until=")
 	return cmd
 }
+
+const nowHelp = "Free the space at once, and that of all that was removed before: no undo"
 
 func (a *App) imagePrune(ctx context.Context, o *pruneOptions) error {
 	all, err := o.allImages()
@@ -69,7 +72,7 @@ func (a *App) imagePrune(ctx context.Context, o *pruneOptions) error {
 	if err != nil {
 		return err
 	}
-	p := store.Prune{Images: images, All: len(o.filters) == 0, Dry: o.dry}
+	p := store.Prune{Images: images, All: len(o.filters) == 0, Dry: o.dry, Now: a.pruneNow(o)}
 	if o.dry {
 		return a.planImages(ctx, s, p)
 	}
@@ -79,6 +82,7 @@ func (a *App) imagePrune(ctx context.Context, o *pruneOptions) error {
 	}
 	printDeleted(a.Out, images, done)
 	a.reclaimed(done.Bytes)
+	a.waits(done.Waiting)
 	return nil
 }
 
@@ -116,7 +120,7 @@ func unusedImages(ctx context.Context, s *store.Store, all bool, fs filters) ([]
 		return nil, daemon(err)
 	}
 	return slices.DeleteFunc(images, func(i store.Image) bool {
-		return used[i.ID] > 0 || !all && len(i.Names)+len(i.Digests) > 0 || !keep(&i)
+		return used[i.ID] > 0 || i.Pinned || len(i.PinnedNames) > 0 || !all && len(i.Names)+len(i.Digests) > 0 || !keep(&i)
 	}), nil
 }
 
@@ -164,6 +168,17 @@ func printDeleted(w io.Writer, images []store.Image, done *store.Pruned) {
 	}
 }
 
+// pruneNow tells whether the space is freed at once. Called as docker it is:
+// who knows docker knows that prune is for good, and its total must be true.
+func (a *App) pruneNow(o *pruneOptions) bool { return o.now || a.name == "docker" }
+
+// waits says what became of the bytes that are not in the total.
+func (a *App) waits(bytes int64) {
+	if bytes > 0 {
+		fmt.Fprintf(a.Out, "Waiting to be reclaimed: %s (%[2]s undo takes this back, %[2]s system reclaim frees it now)\n", units.HumanSize(float64(bytes)), a.name)
+	}
+}
+
 func (a *App) reclaimed(bytes int64) {
 	fmt.Fprintln(a.Out, "Total reclaimed space:", units.HumanSize(float64(bytes)))
 }
@@ -184,7 +199,7 @@ func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune) err
 	for _, d := range done.Dead {
 		dead[d] = true
 	}
-	rest := done.Bytes
+	rest := done.Bytes + done.Waiting
 	w := term.NewTable(a.Out)
 	fmt.Fprintln(w, "IMAGE ID\tNAME\tWOULD FREE")
 	for i := range p.Images {
@@ -216,7 +231,7 @@ func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune) err
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	a.wouldFree(done.Bytes)
+	a.wouldFree(done.Bytes + done.Waiting)
 	return nil
 }
 

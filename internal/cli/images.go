@@ -44,7 +44,7 @@ func (a *App) imagesCommand(use string) *cobra.Command {
 	fs := cmd.Flags()
 	fs.BoolVarP(&o.all, "all", "a", false, "Show all images (strake keeps no intermediate ones)")
 	fs.BoolVar(&o.digests, "digests", false, "Show digests")
-	fs.VarP(&o.filters, "filter", "f", "Show only what fits (before=, dangling=, label=, reference=, since=, until=)")
+	fs.VarP(&o.filters, "filter", "f", "Show only what fits (before=, dangling=, label=, pinned=, reference=, since=, until=)")
 	fs.StringVar(&o.format, "format", "", formatHelp)
 	fs.BoolVar(&o.noTrunc, "no-trunc", false, "Don't cut IDs short")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Show only image IDs")
@@ -143,7 +143,7 @@ func imageRows(img *store.Image, o *imagesOptions, withDigests bool) []*imageRow
 		}
 		return r
 	}
-	const none = "<none>"
+
 	var rows []*imageRow
 	tagged := map[string]bool{}
 	for _, n := range img.Names {
@@ -178,6 +178,9 @@ func imageRows(img *store.Image, o *imagesOptions, withDigests bool) []*imageRow
 	return rows
 }
 
+// none stands for a name, tag or digest that is not there.
+const none = "<none>"
+
 // shortID is docker's twelve digits of an ID, or all of it.
 func shortID(d oci.Digest, whole bool) string {
 	if whole {
@@ -192,7 +195,7 @@ func ago(t time.Time) string { return units.HumanDuration(time.Since(t)) + " ago
 // imageFilter makes the filter of `images --filter`. Filters of different keys
 // must all fit; of one key's several values any, but all of the labels.
 func imageFilter(ctx context.Context, s *store.Store, fs filters) (func(*store.Image) bool, error) {
-	if err := fs.check("before", "dangling", "label", "label!", "reference", "since", "until"); err != nil {
+	if err := fs.check("before", "dangling", "label", "label!", "pinned", "reference", "since", "until"); err != nil {
 		return nil, err
 	}
 	var tests []func(*store.Image) bool
@@ -203,6 +206,13 @@ func imageFilter(ctx context.Context, s *store.Store, fs filters) (func(*store.I
 			return nil, err
 		}
 		add(func(i *store.Image) bool { return (len(i.Names) == 0 && len(i.Digests) == 0) == want })
+	}
+	if v := fs.values("pinned"); len(v) > 0 {
+		want, err := fs.boolean("pinned")
+		if err != nil {
+			return nil, err
+		}
+		add(func(i *store.Image) bool { return (i.Pinned || len(i.PinnedNames) > 0) == want })
 	}
 	for _, name := range fs.values("before") {
 		img, err := findImage(ctx, s, name)

@@ -131,7 +131,10 @@ func rememberPushed(ctx context.Context, s *store.Store, repo *remote.Repository
 			return err
 		}
 	}
-	return s.Tag(ctx, r.WithDigest(got.Digest), got)
+	if err := s.Tag(ctx, r.WithDigest(got.Digest), got); err != nil {
+		return err
+	}
+	return s.TouchManifest(ctx, got.Digest)
 }
 
 // pushError is err in docker's words. In docker what fails while a push runs

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -15,34 +16,42 @@ import (
 )
 
 func (a *App) rmiCommand(use string) *cobra.Command {
-	var force, noPrune bool
+	var o rmiOptions
 	cmd := &cobra.Command{
 		Use:   use + " [OPTIONS] IMAGE [IMAGE...]",
 		Short: "Remove one or more images",
 		Example: `  strake rmi web:old
-  strake rmi -f 4f1d2c3b4a59`,
+  strake rmi -f 4f1d2c3b4a59
+  strake rmi 'ci/*:pr-*'
+  strake undo`,
 		Args: minArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.rmi(cmd.Context(), args, force)
+			return a.rmi(cmd.Context(), args, &o)
 		},
 	}
 	fs := cmd.Flags()
-	fs.BoolVarP(&force, "force", "f", false, "Remove also what several names or stopped containers use")
-	fs.BoolVar(&noPrune, "no-prune", false, "Keep untagged parents (strake's images have none)")
+	fs.BoolVarP(&o.force, "force", "f", false, "Remove also what is pinned, and what several names or stopped containers use")
+	fs.BoolVar(&o.now, "now", false, "Free the space at once: no undo")
+	fs.BoolVar(&o.noPrune, "no-prune", false, "Keep untagged parents (strake's images have none)")
 	return a.spelled(cmd, "image rm", "image remove", "rmi")
 }
 
+type rmiOptions struct{ force, noPrune, now bool }
+
 // rmi removes each of names, goes on where one fails and reports all failures.
 // With force, a name that is not there is reported but is no failure.
-func (a *App) rmi(ctx context.Context, names []string, force bool) error {
+func (a *App) rmi(ctx context.Context, names []string, o *rmiOptions) error {
 	s, err := a.Store()
 	if err != nil {
+		return err
+	}
+	if names, err = expandNames(ctx, s, names); err != nil {
 		return err
 	}
 	var errs []error
 	fatal := false
 	for _, name := range names {
-		r := remover{s: s, force: force}
+		r := remover{s: s, force: o.force, now: o.now}
 		err := r.remove(ctx, name)
 		for _, line := range r.lines {
 			fmt.Fprintln(a.Out, line)
@@ -52,7 +61,7 @@ func (a *App) rmi(ctx context.Context, names []string, force bool) error {
 			errs = append(errs, err)
 		}
 	}
-	if force && !fatal {
+	if o.force && !fatal {
 		a.print(errors.Join(errs...))
 		return nil
 	}
@@ -61,12 +70,9 @@ func (a *App) rmi(ctx context.Context, names []string, force bool) error {
 
 // remover removes one image or one of its names.
 type remover struct {
-	s     *store.Store
-	force bool
-	lines []string // what docker prints
-	// manifests are what the names taken away pointed at: each may be another
-	// packing of the image, which nobody can reach any more.
-	manifests []oci.Digest
+	s          *store.Store
+	force, now bool
+	lines      []string // what docker prints
 }
 
 func (r *remover) remove(ctx context.Context, name string) error {
@@ -100,20 +106,18 @@ func nameOf(img *store.Image, given string) (ref.Ref, bool) {
 
 // removeName takes one name away; with the last one the image goes too.
 func (r *remover) removeName(ctx context.Context, img *store.Image, name ref.Ref, users []user) error {
-	if !onlyRepository(img, name) {
+	last := onlyRepository(img, name)
+	if !r.force && (slices.Contains(img.PinnedNames, name) || last && img.Pinned) {
+		return pinned(name.Familiar())
+	}
+	if !last {
 		return r.untagWithDigests(ctx, img, name)
 	}
 	if len(users) > 0 && !r.force {
 		return conflict(name.Familiar(), "must be forced",
 			fmt.Sprintf("container %s is using its referenced image %s", users[0].short(), shortID(img.ID, false)))
 	}
-	if err := r.untagAll(ctx, img); err != nil {
-		return err
-	}
-	if len(users) > 0 {
-		return nil // the containers keep it
-	}
-	return r.collect(ctx, img)
+	return r.removeAll(ctx, img, users)
 }
 
 // removeID takes the whole image away.
@@ -126,6 +130,9 @@ func (r *remover) removeID(ctx context.Context, img *store.Image, given string, 
 		}
 	}
 	if !r.force {
+		if img.Pinned || len(img.PinnedNames) > 0 {
+			return pinned(shown)
+		}
 		if len(img.Names)+len(img.Digests) > 1 && !onlyRepository(img, firstName(img)) {
 			return conflict(shown, "must be forced", "image is referenced in multiple repositories")
 		}
@@ -133,13 +140,12 @@ func (r *remover) removeID(ctx context.Context, img *store.Image, given string, 
 			return conflict(shown, "must be forced", "image is being used by stopped container "+users[0].short())
 		}
 	}
-	if err := r.untagAll(ctx, img); err != nil {
-		return err
-	}
-	if len(users) > 0 {
-		return nil
-	}
-	return r.collect(ctx, img)
+	return r.removeAll(ctx, img, users)
+}
+
+// pinned refuses to remove what is pinned.
+func pinned(name string) error {
+	return conflict(name, "must be forced", "image is pinned")
 }
 
 func firstName(img *store.Image) ref.Ref {
@@ -168,52 +174,31 @@ func onlyRepository(img *store.Image, name ref.Ref) bool {
 // untagWithDigests takes name away and, if it was its repository's last tag,
 // the digests that the repository was known by.
 func (r *remover) untagWithDigests(ctx context.Context, img *store.Image, name ref.Ref) error {
-	if err := r.untag(ctx, name); err != nil || name.Digest != "" {
-		return err
-	}
+	names := []ref.Ref{name}
+	last := name.Digest == ""
 	for _, n := range img.Names {
-		if n != name && n.Repository() == name.Repository() {
-			return nil
-		}
+		last = last && (n == name || n.Repository() != name.Repository())
 	}
 	for _, d := range img.Digests {
-		if d.Repository() == name.Repository() {
-			if err := r.untag(ctx, d); err != nil {
-				return err
-			}
+		if last && d.Repository() == name.Repository() {
+			names = append(names, d)
 		}
 	}
 	// The image stays: its ID is not deleted. Another packing may be.
-	_, err := r.s.Collect(ctx, r.manifests...)
-	return daemon(err)
+	_, err := r.take(ctx, store.Removal{Names: names})
+	return err
 }
 
-func (r *remover) untagAll(ctx context.Context, img *store.Image) error {
-	for _, n := range append(img.Names[:len(img.Names):len(img.Names)], img.Digests...) {
-		if err := r.untag(ctx, n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (r *remover) untag(ctx context.Context, name ref.Ref) error {
-	switch d, err := r.s.Untag(ctx, name); {
-	case err == nil:
-		r.manifests = append(r.manifests, d.Digest)
-	case !isNotFound(err): // else another rmi was faster
-		return daemon(err)
-	}
-	r.lines = append(r.lines, "Untagged: "+name.Familiar())
-	return nil
-}
-
-// collect deletes the image's content, as far as nothing else needs it, and
-// tells of the image and of the layers that are gone.
-func (r *remover) collect(ctx context.Context, img *store.Image) error {
-	freed, err := r.s.Collect(ctx, append(r.manifests, img.Target.Digest, img.Manifest.Digest)...)
+// removeAll takes all names away and, unless containers keep it, the image's
+// content as far as nothing else needs it. It tells of the image and of the
+// layers that are gone.
+func (r *remover) removeAll(ctx context.Context, img *store.Image, users []user) error {
+	freed, err := r.take(ctx, store.Removal{
+		Names: append(img.Names[:len(img.Names):len(img.Names)], img.Digests...),
+		Image: img.ID, KeepImages: len(users) > 0,
+	})
 	if err != nil {
-		return daemon(err)
+		return err
 	}
 	gone := map[oci.Digest]bool{}
 	for _, list := range [][]oci.Digest{freed.Configs, freed.Layers, freed.Blobs} {
@@ -231,6 +216,18 @@ func (r *remover) collect(ctx context.Context, img *store.Image) error {
 		}
 	}
 	return nil
+}
+
+func (r *remover) take(ctx context.Context, what store.Removal) (*store.Freed, error) {
+	what.Now = r.now
+	freed, err := r.s.Remove(ctx, what)
+	if err != nil {
+		return nil, daemon(err)
+	}
+	for _, n := range what.Names {
+		r.lines = append(r.lines, "Untagged: "+n.Familiar())
+	}
+	return freed, nil
 }
 
 func conflict(name, how, why string) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -42,6 +43,7 @@ func (a *App) topLevel() []*cobra.Command {
 		a.saveCommand("save"),
 		a.tagCommand("tag"),
 		a.tagsCommand(),
+		a.undoCommand(),
 
 		a.builderCommand(),
 		a.buildxCommand(),
@@ -109,6 +111,9 @@ func (a *App) rootCommand() *cobra.Command {
 			}
 			return fmt.Errorf("%[1]s: unknown command: %[1]s %[2]s\n\nRun '%[1]s --help' for more information", a.name, args[0])
 		},
+	}
+	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) {
+		a.command = strings.TrimPrefix(cmd.CommandPath(), a.name+" ")
 	}
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.SetIn(a.In)
@@ -182,9 +187,12 @@ func (a *App) imageCommand() *cobra.Command {
 		a.importCommand("import"),
 		a.imageInspectCommand(),
 		a.loadCommand("load"),
+		a.imageLogCommand(),
 		a.imageListCommand(),
 		a.imageMutateCommand(),
 		a.imageSquashCommand(),
+		a.imagePinCommand(true),
+		a.imagePinCommand(false),
 		a.imagePruneCommand(),
 		a.pullCommand("pull"),
 		a.pushCommand("push"),

@@ -18,7 +18,7 @@ import (
 )
 
 func (a *App) systemCommand() *cobra.Command {
-	return a.group("system", "Manage the store", a.systemDfCommand(), a.systemPruneCommand())
+	return a.group("system", "Manage the store", a.systemDfCommand(), a.systemPruneCommand(), a.systemReclaimCommand())
 }
 
 func (a *App) systemDfCommand() *cobra.Command {
@@ -59,6 +59,15 @@ type diskUsage struct {
 	reach      []map[oci.Digest]bool
 	all        map[oci.Digest]bool // what images reach
 	set        *container.Set
+	removed    []store.Operation // since which something waits to be reclaimed
+}
+
+// waiting is the bytes of what was removed and waits to be reclaimed.
+func (u *diskUsage) waiting() (n int64) {
+	for _, o := range u.removed {
+		n += o.Bytes
+	}
+	return n
 }
 
 func (a *App) usage(ctx context.Context) (*diskUsage, error) {
@@ -78,6 +87,15 @@ func (a *App) usage(ctx context.Context) (*diskUsage, error) {
 	}
 	if u.disk, err = s.Disk(ctx); err != nil {
 		return nil, daemon(err)
+	}
+	ops, err := s.Operations(ctx, 0)
+	if err != nil {
+		return nil, daemon(err)
+	}
+	for _, o := range ops {
+		if o.Bytes > 0 {
+			u.removed = append(u.removed, o)
+		}
 	}
 	u.reach = make([]map[oci.Digest]bool, len(u.images))
 	for i, img := range u.images {
@@ -110,7 +128,8 @@ func (a *App) printSummary(u *diskUsage, format string) error {
 		format = "table {{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}"
 	}
 	header := term.Header{"Type": "TYPE", "TotalCount": "TOTAL", "Active": "ACTIVE", "Size": "SIZE", "Reclaimable": "RECLAIMABLE"}
-	rows := []*summaryRow{u.imagesRow()}
+	asDocker := a.name == "docker"
+	rows := []*summaryRow{u.imagesRow(asDocker)}
 	written, volumes := u.containerRows()
 	rows = append(rows, written, volumes)
 	var size, free int64
@@ -124,11 +143,16 @@ func (a *App) printSummary(u *diskUsage, format string) error {
 		}
 	}
 	rows = append(rows, newSummaryRow("Build Cache", len(u.cache), used, size, free, false))
+	if n := u.waiting(); n > 0 && !asDocker {
+		rows = append(rows, newSummaryRow("Removed Images", len(u.removed), 0, n, n, true))
+	}
 	return term.PrintRows(a.Out, format, header, rows)
 }
 
-// imagesRow: what images of containers keep would stay.
-func (u *diskUsage) imagesRow() *summaryRow {
+// imagesRow: what images of containers keep would stay. Docker's table has no
+// line for what waits to be reclaimed: there its bytes count as images' own,
+// all of them reclaimable, which prune makes true.
+func (u *diskUsage) imagesRow(withRemoved bool) *summaryRow {
 	kept := map[oci.Digest]bool{}
 	active := 0
 	for i, img := range u.images {
@@ -140,7 +164,11 @@ func (u *diskUsage) imagesRow() *summaryRow {
 		}
 	}
 	size := u.disk.Sum(u.all)
-	return newSummaryRow("Images", len(u.images), active, size, size-u.disk.Sum(kept), true)
+	free := size - u.disk.Sum(kept)
+	if withRemoved {
+		size, free = size+u.waiting(), free+u.waiting()
+	}
+	return newSummaryRow("Images", len(u.images), active, size, free, true)
 }
 
 func (u *diskUsage) containerRows() (written, volumes *summaryRow) {
@@ -214,6 +242,14 @@ func (a *App) printUsage(u *diskUsage) error {
 	fmt.Fprintf(w, "\nBuild cache usage: %s\n\nCACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED\n", human(total))
 	for _, c := range u.cache {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\tN/A\t%t\n", c.ID[:12], c.Type, human(c.Size), ago(c.Created), ago(c.Used), c.Shared)
+	}
+	if len(u.removed) == 0 || a.name == "docker" {
+		return w.Flush()
+	}
+	fmt.Fprintf(w, "\nRemoved images, waiting to be reclaimed: %s\n\nOPERATION\tCOMMAND\tIMAGES\tREMOVED\tSIZE\tUNTIL\n", human(u.waiting()))
+	for i := range u.removed {
+		r := newOperationRow(&u.removed[i], false)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Command, r.Images, r.Since, r.Bytes, r.Until)
 	}
 	return w.Flush()
 }

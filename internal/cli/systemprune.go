@@ -108,6 +108,7 @@ func (a *App) systemPruneCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "Remove all unused images, not just dangling ones, and all of the build cache")
 	cmd.Flags().BoolVar(&o.volumes, "volumes", false, "Remove anonymous volumes (they go with their containers)")
+	cmd.Flags().BoolVar(&o.now, "now", false, nowHelp)
 	o.pruneFlags(cmd, "label=, label!=, until=")
 	cmd.Flags().Lookup("dry-run").Hidden = true // the plan of all three together is not made yet
 
@@ -154,13 +155,14 @@ func (a *App) systemPrune(ctx context.Context, o *pruneOptions) error {
 			return err
 		}
 	}
-	p := store.Prune{Images: images, All: len(o.filters) == 0}
+	p := store.Prune{Images: images, All: len(o.filters) == 0, Now: a.pruneNow(o)}
 	done, err := s.Prune(ctx, p)
 	if err != nil {
 		return daemon(err)
 	}
 	printDeleted(a.Out, images, done)
 	a.reclaimed(total + done.Bytes)
+	a.waits(done.Waiting)
 	return nil
 }
 

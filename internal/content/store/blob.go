@@ -40,6 +40,12 @@ func (s *Store) find(t *tx, d oci.Digest) (f form, err error) {
 	err = t.QueryRow("SELECT mediatype, size, boot FROM blob WHERE digest = ?", d).Scan(&f.mediaType, &f.size, &boot)
 	if err == nil {
 		f.kind, f.stale = formBlob, boot != "" && boot != s.boot
+		if oci.IsManifest(f.mediaType) || oci.IsIndex(f.mediaType) {
+			gone, err := t.exists("SELECT 1 FROM manifest WHERE digest = ? AND gone = 1", d)
+			if gone || err != nil {
+				return form{}, err
+			}
+		}
 		return f, nil
 	}
 	if !errors.Is(err, sql.ErrNoRows) {

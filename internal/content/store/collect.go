@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -90,176 +88,45 @@ func (s *Store) clearOut(ctx context.Context, dead []oci.Digest, sweep bool, fre
 
 // bringOut decides what is dead and deletes its rows.
 func (s *Store) bringOut(ctx context.Context, from []oci.Digest, freed *Freed) (dead []oci.Digest, err error) {
-	decide := func(t *tx) (err error) {
-		dead, err = s.dead(t, len(from) == 0, from)
+	// Images without a name are images, unless they are meant.
+	q := question{all: len(from) == 0, from: from, loose: len(from) > 0, waiting: true}
+	look := func(t *tx) (err error) {
+		dead, err = s.dead(t, q)
 		return err
 	}
 	// Often there is nothing to do, and that is known without the write lock.
-	if err := s.read(ctx, decide); err != nil || len(dead) == 0 {
+	if err := s.read(ctx, look); err != nil || len(dead) == 0 {
 		return nil, err
 	}
-	// Whoever finds something from here on waits for the decision; who found
-	// it before has written down that it holds it.
-	gate, err := s.gate(unix.LOCK_EX)
-	if err != nil {
-		return nil, err
-	}
-	defer gate.Close()
-	return dead, s.writeSynced(ctx, func(t *tx) error {
-		if err := decide(t); err != nil {
+	return dead, s.decide(ctx, true, func(t *tx) error {
+		if err := look(t); err != nil {
 			return err
 		}
-		return t.bury(dead, freed)
+		if err := t.sort(dead, freed); err != nil {
+			return err
+		}
+		return t.bury(dead)
 	})
 }
 
-// dead returns what nothing reaches, of everything or below from.
-func (s *Store) dead(t *tx, all bool, from []oci.Digest) ([]oci.Digest, error) {
-	held, err := s.leased()
+// decide runs fn, which decides what is dead, in a write transaction. Whoever
+// finds something from here on waits for the decision; who found it before has
+// written down that it holds it.
+func (s *Store) decide(ctx context.Context, sync bool, fn func(*tx) error) error {
+	gate, err := s.gate(unix.LOCK_EX)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if all {
-		return t.deadOfAll(held)
-	}
-	return t.deadBelow(from, held)
+	defer gate.Close()
+	return s.transact(ctx, sync, fn)
 }
 
-// roots is a condition: something outside the graph, other than a lease, names
-// the digest ?1.
-const roots = `EXISTS(SELECT 1 FROM tag WHERE digest = ?1)
-	OR EXISTS(SELECT 1 FROM record_hold WHERE digest = ?1) OR EXISTS(SELECT 1 FROM repodigest WHERE digest = ?1)`
-
-// deadOfAll returns everything that no root reaches.
-func (t *tx) deadOfAll(held map[oci.Digest]bool) ([]oci.Digest, error) {
-	// Not nil, which JSON calls null: no digest is IN a list with a NULL.
-	list, err := json.Marshal(slices.AppendSeq([]oci.Digest{}, maps.Keys(held)))
-	if err != nil {
-		return nil, err
-	}
-	return t.digests(`WITH RECURSIVE live(d) AS (
-			SELECT digest FROM tag UNION SELECT digest FROM repodigest
-			UNION SELECT value FROM json_each(?) UNION SELECT digest FROM record_hold
-			UNION SELECT child FROM edge JOIN live ON parent = d)
-		SELECT digest FROM blob WHERE digest NOT IN (SELECT d FROM live)
-		UNION SELECT diffid FROM layer WHERE diffid NOT IN (SELECT d FROM live)
-		UNION SELECT digest FROM manifest WHERE digest NOT IN (SELECT d FROM live)`, string(list))
-}
-
-// deadBelow returns what is reached from the digests given, and no root
-// reaches. It costs what those digests reach, and for each of that the way up
-// to the nearest root.
-func (t *tx) deadBelow(from []oci.Digest, held map[oci.Digest]bool) ([]oci.Digest, error) {
-	list, err := json.Marshal(from)
-	if err != nil {
-		return nil, err
-	}
-	all, err := t.digests(`WITH RECURSIVE below(d) AS (
-			SELECT value FROM json_each(?) UNION SELECT child FROM edge JOIN below ON parent = d)
-		SELECT d FROM below`, string(list))
-	if err != nil {
-		return nil, err
-	}
-	c := climb{t: t, held: held, alive: map[oci.Digest]bool{}}
-	var dead []oci.Digest
-	for _, d := range all {
-		alive, err := c.reach(d)
-		if err != nil {
-			return nil, err
-		}
-		if !alive {
-			dead = append(dead, d)
-		}
-	}
-	return dead, nil
-}
-
-// climb searches upwards for roots and remembers what it found.
-type climb struct {
-	t     *tx
-	held  map[oci.Digest]bool // by leases
-	alive map[oci.Digest]bool // false: known to be dead
-}
-
-// reach tells whether a root reaches d: depth first, so that a layer which
-// thousands of images share is answered by the first of them. The graph has
-// cycles (forms), hence the set of those visited; if no root is found, none of
-// them has one, since all their parents are among them.
-func (c *climb) reach(d oci.Digest) (bool, error) {
-	visited := map[oci.Digest]bool{d: true}
-	path := []ascent{{d: d}}
-	for len(path) > 0 {
-		top := &path[len(path)-1]
-		alive, known := c.alive[top.d]
-		if known && !alive {
-			path = path[:len(path)-1]
-			continue
-		}
-		if !known && !top.asked {
-			top.asked = true
-			if c.held[top.d] {
-				alive = true
-			} else if err := c.t.QueryRow("SELECT "+roots, top.d).Scan(&alive); err != nil {
-				return false, err
-			}
-		}
-		if alive {
-			for _, a := range path {
-				c.alive[a.d] = true
-			}
-			return true, nil
-		}
-		next, err := c.parent(top)
-		if err != nil {
-			return false, err
-		}
-		if next == "" {
-			path = path[:len(path)-1]
-		} else if !visited[next] {
-			visited[next] = true
-			path = append(path, ascent{d: next})
-		}
-	}
-	for v := range visited {
-		c.alive[v] = false
-	}
-	return false, nil
-}
-
-// ascent is one node on the way up, with the parents not yet tried.
-type ascent struct {
-	d       oci.Digest
-	asked   bool
-	parents []oci.Digest
-	last    oci.Digest
-	done    bool
-}
-
-// parent returns the node's next parent, or "". They are read in pages: one of
-// the first usually decides.
-func (c *climb) parent(a *ascent) (oci.Digest, error) {
-	const page = 16
-	if len(a.parents) == 0 && !a.done {
-		parents, err := c.t.digests("SELECT DISTINCT parent FROM edge WHERE child = ? AND parent > ? ORDER BY parent LIMIT ?", a.d, a.last, page)
-		if err != nil {
-			return "", err
-		}
-		a.parents, a.done = parents, len(parents) < page
-	}
-	if len(a.parents) == 0 {
-		return "", nil
-	}
-	a.last, a.parents = a.parents[0], a.parents[1:]
-	return a.last, nil
-}
-
-// bury deletes the rows of the dead and says what they were.
-func (t *tx) bury(dead []oci.Digest, freed *Freed) error {
+// sort says what the dead were, as far as they have rows.
+func (t *tx) sort(dead []oci.Digest, freed *Freed) error {
 	b, err := json.Marshal(dead)
 	if err != nil {
 		return err
 	}
-	list := string(b)
 	const among = " IN (SELECT value FROM json_each(?1))"
 	for _, q := range []struct {
 		into  *[]oci.Digest
@@ -272,12 +139,25 @@ func (t *tx) bury(dead []oci.Digest, freed *Freed) error {
 		{&freed.Layers, "SELECT diffid FROM layer l WHERE diffid" + among + ` AND (tree <> 0 OR EXISTS(SELECT 1 FROM blob WHERE digest = l.diffid)
 			OR EXISTS(SELECT 1 FROM packed p JOIN blob b ON b.digest = p.digest WHERE p.diffid = l.diffid))`},
 	} {
-		found, err := t.digests(q.query, list)
+		found, err := t.digests(q.query, string(b))
 		if err != nil {
 			return err
 		}
-		*q.into = found
+		*q.into = append(*q.into, found...)
 	}
+	return nil
+}
+
+// bury deletes the rows of the dead.
+func (t *tx) bury(dead []oci.Digest) error {
+	if len(dead) == 0 {
+		return nil
+	}
+	b, err := json.Marshal(dead)
+	if err != nil {
+		return err
+	}
+	const among = " IN (SELECT value FROM json_each(?1))"
 	for _, q := range []string{
 		"DELETE FROM image WHERE id IN (SELECT image FROM manifest WHERE digest" + among + `)
 			AND NOT EXISTS(SELECT 1 FROM manifest m WHERE m.image = image.id AND m.digest NOT` + among + ")",
@@ -292,7 +172,7 @@ func (t *tx) bury(dead []oci.Digest, freed *Freed) error {
 		// the child itself said goes with it.
 		fmt.Sprintf("DELETE FROM edge WHERE kind IN (%d, %d) AND child", edgeSubject, edgeForm) + among,
 	} {
-		if _, err := t.Exec(q, list); err != nil {
+		if _, err := t.Exec(q, string(b)); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -43,12 +44,25 @@ func (s *Store) newAside() (*aside, error) {
 	if s.readOnly != "" {
 		return nil, s.cannotWrite(s.readOnly)
 	}
+	s.makeRoom()
 	path := s.path("partial", "put-"+newName())
 	f, err := lockedFile(path, true)
 	if err != nil {
 		return nil, s.failed(path, err)
 	}
 	return &aside{s: s, f: f, path: path}, nil
+}
+
+// roomStep is how often a long write looks whether the disk is getting full.
+const roomStep = 256 << 20
+
+// makeRoom reclaims what waits where the disk is nearly full.
+func (s *Store) makeRoom() {
+	if s.lowSpace() {
+		if err := s.relieve(context.Background(), false); err != nil {
+			s.log.Warn("store: reclaim", "err", err)
+		}
+	}
 }
 
 // writeback is how much may be dirty before the disk is told to begin.
@@ -67,6 +81,9 @@ func (a *aside) Write(p []byte) (int, error) {
 	w := io.Writer(a.f)
 	if a.direct != nil {
 		w = a.direct
+	}
+	if a.n/roomStep != (a.n+int64(len(p)))/roomStep {
+		a.s.makeRoom()
 	}
 	n, err := w.Write(p)
 	a.n += int64(n)

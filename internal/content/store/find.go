@@ -151,8 +151,8 @@ func (s *Store) showImage(t *tx, id, target oci.Digest, missing error) (*Image, 
 // prefix.
 func (s *Store) byPrefix(t *tx, name, prefix string) (*Image, error) {
 	// '~' sorts after every hex digit.
-	ids, err := t.digests(`SELECT image FROM manifest WHERE image >= ?1 AND image < ?2
-		UNION SELECT CASE WHEN image = '' THEN digest ELSE image END FROM manifest WHERE digest >= ?1 AND digest < ?2 LIMIT 2`, prefix, prefix+"~")
+	ids, err := t.digests(`SELECT image FROM manifest WHERE gone = 0 AND image >= ?1 AND image < ?2
+		UNION SELECT CASE WHEN image = '' THEN digest ELSE image END FROM manifest WHERE gone = 0 AND digest >= ?1 AND digest < ?2 LIMIT 2`, prefix, prefix+"~")
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (s *Store) byPrefix(t *tx, name, prefix string) (*Image, error) {
 	}
 	// A whole manifest digest says which manifest is meant.
 	var exact string
-	err = t.QueryRow("SELECT digest FROM manifest WHERE digest = ?", prefix).Scan(&exact)
+	err = t.QueryRow("SELECT digest FROM manifest WHERE digest = ? AND gone = 0", prefix).Scan(&exact)
 	if err == nil {
 		return s.showTarget(t, oci.Digest(exact), missing)
 	}

@@ -32,6 +32,11 @@ type Image struct {
 	Size      int64
 	SizeExact bool
 	Layers    []oci.Digest // diffIDs
+	// Used is when it was last pulled, built, loaded, tagged, run, built from or
+	// pushed, as far as the store was told; to the hour.
+	Used        time.Time
+	PinnedNames []ref.Ref // those of Names that are pinned
+	Pinned      bool      // it is, whatever it is called
 }
 
 // Images lists every image that has a name or was left without one, newest
@@ -68,13 +73,14 @@ type candidate struct {
 	names    []ref.Ref
 	digests  []ref.Ref
 	tagged   int64
+	added    int64
 	facts    *facts
 }
 
 // facts is a row of table image.
 type facts struct {
 	id                           oci.Digest
-	created, size                int64
+	created, size, used          int64
 	os, arch, variant, osversion string
 	labels, layers               string
 	artifact                     bool
@@ -93,6 +99,7 @@ type gathering struct {
 	order  []*candidate
 	sizes  map[string]layerSize
 	leased map[oci.Digest]bool
+	pins   map[[2]string]bool // repository and tag, or "" and an ID
 }
 
 type layerSize struct {
@@ -119,7 +126,7 @@ func (g *gathering) load(among []oci.Digest) error {
 		}
 		args = []any{string(list)}
 	}
-	if err := g.manifests(where(" WHERE ", "m.digest"), args); err != nil {
+	if err := g.manifests(where(" AND ", "m.digest"), args); err != nil {
 		return err
 	}
 	err := g.t.each(func(scan func(...any) error) error {
@@ -151,6 +158,16 @@ func (g *gathering) load(among []oci.Digest) error {
 	if err != nil {
 		return err
 	}
+	g.pins = map[[2]string]bool{}
+	err = g.t.each(func(scan func(...any) error) error {
+		var repo, tag string
+		err := scan(&repo, &tag)
+		g.pins[[2]string{repo, tag}] = true
+		return err
+	}, "SELECT repo, tag FROM pin")
+	if err != nil {
+		return err
+	}
 	return g.t.each(func(scan func(...any) error) error {
 		var repo, d string
 		if err := scan(&repo, &d); err != nil {
@@ -170,7 +187,7 @@ func (g *gathering) manifests(where string, args []any) error {
 		var digest, id string
 		var named bool
 		if err := scan(&digest, &c.d.MediaType, &c.d.Size, &id, &named, &c.dangling,
-			&f.artifact, &f.created, &f.os, &f.arch, &f.variant, &f.osversion, &f.labels, &f.layers, &f.size); err != nil {
+			&f.artifact, &f.created, &f.os, &f.arch, &f.variant, &f.osversion, &f.labels, &f.layers, &f.size, &f.used, &c.added); err != nil {
 			return err
 		}
 		if !named && c.dangling {
@@ -193,8 +210,8 @@ func (g *gathering) manifests(where string, args []any) error {
 	}, `SELECT m.digest, m.mediatype, m.size, m.image,
 			m.named, m.named OR NOT EXISTS(SELECT 1 FROM record_hold h WHERE h.digest = m.digest),
 			coalesce(i.artifact, 0), coalesce(i.created, 0), coalesce(i.os, ''), coalesce(i.arch, ''), coalesce(i.variant, ''),
-			coalesce(i.osversion, ''), coalesce(i.labels, ''), coalesce(i.layers, ''), coalesce(i.size, -1)
-		FROM manifest m LEFT JOIN image i ON i.id = m.image`+where, args...)
+			coalesce(i.osversion, ''), coalesce(i.labels, ''), coalesce(i.layers, ''), coalesce(i.size, -1), coalesce(i.used, 0), m.added
+		FROM manifest m LEFT JOIN image i ON i.id = m.image WHERE m.gone = 0`+where, args...)
 }
 
 // choose picks the image that target shows: itself, or of an index the one for
@@ -263,8 +280,22 @@ func (g *gathering) images() ([]Image, error) {
 	for i := range all {
 		sortRefs(all[i].Names)
 		sortRefs(all[i].Digests)
+		g.pin(&all[i])
 	}
 	return all, nil
+}
+
+// pin says what of an image is pinned.
+func (g *gathering) pin(img *Image) {
+	if len(g.pins) == 0 {
+		return
+	}
+	img.Pinned = g.pins[[2]string{"", string(img.ID)}]
+	for _, n := range img.Names {
+		if g.pins[[2]string{n.Repository(), n.Tag}] {
+			img.PinnedNames = append(img.PinnedNames, n)
+		}
+	}
 }
 
 func sortRefs(refs []ref.Ref) {
@@ -322,6 +353,7 @@ func (g *gathering) image(target, chosen *candidate) (Image, error) {
 	if target.tagged != 0 {
 		img.Tagged = time.Unix(0, target.tagged)
 	}
+	img.Used = time.Unix(0, max(f.used, chosen.added, target.added, target.tagged))
 	if f.labels != "" {
 		if err := json.Unmarshal([]byte(f.labels), &img.Labels); err != nil {
 			return img, err
@@ -346,6 +378,9 @@ func (img *Image) merge(target, chosen *candidate) {
 	img.Digests = append(slices.Clip(img.Digests), target.digests...)
 	if t := time.Unix(0, target.tagged); target.tagged != 0 && t.After(img.Tagged) {
 		img.Tagged = t
+	}
+	if t := time.Unix(0, max(target.added, target.tagged)); t.After(img.Used) {
+		img.Used = t
 	}
 }
 

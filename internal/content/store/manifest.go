@@ -95,9 +95,13 @@ func (s *Store) learn(t *tx, d oci.Descriptor, m *manifest, children []oci.Descr
 		annotations = string(b)
 	}
 	_, err := t.Exec(`INSERT INTO manifest(digest, mediatype, size, config, image, subject, artifacttype, annotations, named, added)
-		VALUES(?,?,?,?,?,?,?,?,0,?) ON CONFLICT(digest) DO NOTHING`,
+		VALUES(?,?,?,?,?,?,?,?,0,?) ON CONFLICT(digest) DO UPDATE SET gone = 0, added = CASE gone WHEN 1 THEN excluded.added ELSE added END`,
 		d.Digest, d.MediaType, d.Size, config, image, subject, artifactType, annotations, time.Now().UnixNano())
 	if err != nil {
+		return err
+	}
+	// What was removed and is put again waits no more.
+	if _, err := t.Exec("DELETE FROM waiting WHERE digest = ?", d.Digest); err != nil {
 		return err
 	}
 	for i, c := range children {
@@ -299,7 +303,7 @@ func (s *Store) Referrers(ctx context.Context, d oci.Descriptor, artifactType st
 			all = append(all, r)
 			return nil
 		}, `SELECT m.digest, m.mediatype, m.size, m.artifacttype, m.annotations FROM manifest m JOIN blob b ON b.digest = m.digest
-			WHERE m.subject = ? AND m.subject <> '' AND (? = '' OR m.artifacttype = ?) ORDER BY m.added, m.digest`,
+			WHERE m.gone = 0 AND m.subject = ? AND m.subject <> '' AND (? = '' OR m.artifacttype = ?) ORDER BY m.added, m.digest`,
 			d.Digest, artifactType, artifactType)
 	})
 	return all, err

@@ -105,7 +105,7 @@ func (s *Store) Drop(ctx context.Context, p Problem) (d oci.Descriptor, other bo
 
 // Forget drops the rows of content that is not there and that nothing needs.
 func (s *Store) Forget(ctx context.Context, d oci.Digest) error {
-	return s.write(ctx, func(t *tx) error { return t.bury([]oci.Digest{d}, &Freed{}) })
+	return s.write(ctx, func(t *tx) error { return t.bury([]oci.Digest{d}) })
 }
 
 // describeLost is the descriptor of content whose bytes need not be there: by

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
 )
@@ -24,24 +22,29 @@ type Prune struct {
 	// All collects everything else that nothing reaches, and what dead
 	// processes left.
 	All bool
+	// Now deletes the images at once, and what waits from before with them.
+	Now bool
 	// Dry changes nothing and tells what would happen.
 	Dry bool
 }
 
 // Pruned is what Prune did, or would do.
 type Pruned struct {
-	Freed
+	Freed                             // Bytes are those deleted; lists have also what waits
 	Untagged map[oci.Digest][]ref.Ref // by image ID: its tags, then its repositories' digests
 	Records  []Record                 // that are gone
-	Dead     []oci.Digest             // blobs and layers, all of them
+	Dead     []oci.Digest             // blobs and layers that nothing needs any more, all of them
+	Waiting  int64                    // disk bytes of what was removed and waits
+	erased   []oci.Digest             // of the dead, those that do not wait
 }
 
 // errDry takes a dry run's transaction back.
 var errDry = errors.New("dry run")
 
-// Prune lets go of what p names and deletes what then nothing reaches, decided
-// in one transaction. As with Collect, ctx's lease keeps what was looked up
-// under it.
+// Prune lets go of what p names, decided in one transaction. Images are not
+// there any more, and their bytes wait to be reclaimed unless p.Now; what
+// nothing else reaches is deleted. As with Collect, ctx's lease keeps what was
+// looked up under it.
 func (s *Store) Prune(ctx context.Context, p Prune) (*Pruned, error) {
 	if s.readOnly != "" {
 		return nil, s.cannotWrite(s.readOnly)
@@ -50,49 +53,69 @@ func (s *Store) Prune(ctx context.Context, p Prune) (*Pruned, error) {
 		return nil, err
 	}
 	done := &Pruned{Untagged: map[oci.Digest][]ref.Ref{}}
-	dead, err := s.decidePrune(ctx, &p, done)
-	done.Dead = dead
-	switch {
-	case p.Dry && errors.Is(err, errDry):
-		return done, s.weigh(ctx, dead, p.All, &done.Freed)
-	case err != nil:
+	err := s.decide(ctx, !p.Dry, func(t *tx) error {
+		if err := s.prune(t, &p, done); err != nil || !p.Dry {
+			return err
+		}
+		return errDry
+	})
+	if err != nil && !(p.Dry && errors.Is(err, errDry)) {
 		return nil, err
 	}
-	return done, s.clearOut(ctx, dead, p.All, &done.Freed)
+	erased := map[oci.Digest]bool{}
+	for _, d := range done.erased {
+		erased[d] = true
+	}
+	seen := map[[2]uint64]bool{}
+	for _, d := range done.Dead {
+		if !erased[d] {
+			done.Waiting += blocks(s.blobPath(d), seen) + blocks(s.layerPath(d), seen)
+		}
+	}
+	if p.Dry {
+		return done, s.weigh(ctx, done.erased, p.All, &done.Freed)
+	}
+	return done, s.clearOut(ctx, done.erased, p.All, &done.Freed)
 }
 
-func (s *Store) decidePrune(ctx context.Context, p *Prune, done *Pruned) (dead []oci.Digest, err error) {
-	gate, err := s.gate(unix.LOCK_EX) // see bringOut
+// prune decides.
+func (s *Store) prune(t *tx, p *Prune, done *Pruned) error {
+	from, err := t.letGo(p, done)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer gate.Close()
-	begin := s.writeSynced
-	if p.Dry {
-		begin = s.write
-	}
-	err = begin(ctx, func(t *tx) error {
-		from, err := t.letGo(p, done)
+	if p.Now {
+		waited, err := t.digests("DELETE FROM waiting RETURNING digest")
 		if err != nil {
 			return err
 		}
-		if p.All || len(from) > 0 {
-			if dead, err = s.dead(t, p.All, from); err != nil {
-				return err
-			}
-		}
-		if err := t.bury(dead, &done.Freed); err != nil {
+		from = append(from, waited...)
+	}
+	var images []oci.Digest
+	for i := range p.Images {
+		let, err := t.letImageGo(&p.Images[i], done)
+		if err != nil {
 			return err
 		}
-		if p.Dry {
-			return errDry
-		}
-		return nil
-	})
-	return dead, err
+		images = append(images, let...)
+	}
+	removed, erased, err := s.discard(t, images, !p.Now, &done.Freed)
+	if err != nil {
+		return err
+	}
+	rest, err := s.dead(t, question{all: p.All, from: from, loose: true, waiting: true})
+	if err != nil {
+		return err
+	}
+	if err := t.sort(rest, &done.Freed); err != nil {
+		return err
+	}
+	done.erased = append(erased, rest...)
+	done.Dead = slices.Compact(slices.Sorted(slices.Values(slices.Concat(removed, done.erased))))
+	return t.bury(rest)
 }
 
-// letGo removes the names and records, and returns what they reached directly.
+// letGo removes the records, and returns what they reached directly.
 func (t *tx) letGo(p *Prune, done *Pruned) ([]oci.Digest, error) {
 	var from []oci.Digest
 	for i := range p.Records {
@@ -113,34 +136,27 @@ func (t *tx) letGo(p *Prune, done *Pruned) ([]oci.Digest, error) {
 		done.Records = append(done.Records, *r)
 		from = append(from, r.Holds...)
 	}
-	for i := range p.Images {
-		img := &p.Images[i]
-		used, err := t.exists("SELECT 1 FROM record_hold WHERE digest IN (?, ?)", img.ID, img.Manifest.Digest)
-		if err != nil {
-			return nil, err
-		}
-		if used {
-			continue
-		}
-		targets, err := t.unname(img, done)
-		if err != nil {
-			return nil, err
-		}
-		from = append(append(from, targets...), img.Target.Digest, img.Manifest.Digest)
-	}
 	return from, nil
 }
 
-// unname removes those of img's names that still show it, and returns what
-// they pointed at.
+// letImageGo removes img's names, unless a record has come to hold it, and
+// returns what shows it.
+func (t *tx) letImageGo(img *Image, done *Pruned) ([]oci.Digest, error) {
+	used, err := t.exists("SELECT 1 FROM record_hold WHERE digest IN (?, ?)", img.ID, img.Manifest.Digest)
+	if err != nil || used {
+		return nil, err
+	}
+	targets, err := t.unname(img, done)
+	return append(targets, img.Target.Digest, img.Manifest.Digest), err
+}
+
+// unname removes those of img's names that still show it, and returns all
+// manifests and indexes that do.
 func (t *tx) unname(img *Image, done *Pruned) ([]oci.Digest, error) {
-	targets, err := t.digests(`WITH RECURSIVE up(d) AS (SELECT digest FROM manifest WHERE image = ?
-			UNION SELECT e.parent FROM up JOIN edge e ON e.child = up.d AND e.kind = 2)
-		SELECT d FROM up`, img.ID)
+	targets, err := t.digests(showing, img.ID)
 	if err != nil {
 		return nil, err
 	}
-	gone := []oci.Digest{}
 	for _, d := range targets {
 		var names, digests []ref.Ref
 		err := t.each(func(scan func(...any) error) error {
@@ -165,20 +181,18 @@ func (t *tx) unname(img *Image, done *Pruned) ([]oci.Digest, error) {
 			}
 		}
 		for _, r := range digests {
-			t.noteDigest(r.Repository(), d, false)
-			if _, err := t.Exec("DELETE FROM repodigest WHERE repo = ? AND digest = ?", r.Repository(), d); err != nil {
+			if err := t.knowDigest(r.Repository(), d, false); err != nil {
 				return nil, err
 			}
 		}
 		if len(names)+len(digests) > 0 {
-			gone = append(gone, d)
 			done.Untagged[img.ID] = append(append(done.Untagged[img.ID], names...), digests...)
 		}
 	}
 	slices.SortStableFunc(done.Untagged[img.ID], func(a, b ref.Ref) int {
 		return cmp.Or(strings.Compare(string(a.Digest), string(b.Digest)), strings.Compare(a.Familiar(), b.Familiar()))
 	})
-	return gone, nil
+	return targets, nil
 }
 
 // weigh counts what deleting the files of the dead would free.

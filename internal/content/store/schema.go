@@ -8,7 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	_ "modernc.org/sqlite" // the driver
@@ -18,7 +18,7 @@ import (
 
 // schemaVersion is the database's PRAGMA user_version. A store with a newer
 // one is refused; an older one is brought up by upgrades.
-const schemaVersion = 1
+const schemaVersion = 1 + len(upgrades)
 
 // Kinds of edge: why child stays while parent does.
 const (
@@ -103,6 +103,34 @@ CREATE TABLE record_hold(
 CREATE INDEX record_hold_key ON record_hold(bucket, key);
 `
 
+// upgrades bring a store from version 1, which schema makes, to the next ones.
+// A new store goes the same way.
+var upgrades = [...]string{`
+ALTER TABLE manifest ADD COLUMN gone INTEGER NOT NULL DEFAULT 0; -- 1: removed; it is not there for anybody but undo
+ALTER TABLE image ADD COLUMN used INTEGER NOT NULL DEFAULT 0;    -- when it was last run, built from or pushed
+ALTER TABLE taglog ADD COLUMN op INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE operation(
+	id INTEGER PRIMARY KEY, command TEXT NOT NULL,
+	began INTEGER NOT NULL, -- its process or request
+	at INTEGER NOT NULL,    -- its first change
+	undone INTEGER NOT NULL -- the operation that took it back, or 0
+);
+CREATE TABLE change(        -- what an operation did to names, in its order
+	n INTEGER PRIMARY KEY, op INTEGER NOT NULL, kind INTEGER NOT NULL,
+	repo TEXT NOT NULL, tag TEXT NOT NULL, old TEXT NOT NULL, new TEXT NOT NULL
+);
+CREATE INDEX change_op ON change(op, n);
+CREATE TABLE waiting(       -- what was removed and stays until its space is reclaimed
+	digest TEXT NOT NULL, op INTEGER NOT NULL,
+	PRIMARY KEY(digest, op)
+) WITHOUT ROWID;
+CREATE INDEX waiting_op ON waiting(op, digest);
+CREATE TABLE pin(           -- repo '' and an image's ID, or a tag
+	repo TEXT NOT NULL, tag TEXT NOT NULL,
+	PRIMARY KEY(repo, tag)
+) WITHOUT ROWID;
+`}
+
 // openDatabase opens or makes the database. The common case costs one open and
 // one PRAGMA: nothing is created, no statement of the schema is run.
 func (s *Store) openDatabase() error {
@@ -120,7 +148,7 @@ func (s *Store) openDatabase() error {
 	}
 	s.db = connect(path, "mode=rw")
 	v, err := s.version()
-	if err == nil && v == 0 { // somebody died between creating the file and its tables
+	if err == nil && v < schemaVersion { // made by an older strake, or its maker died before the tables
 		s.db.Close()
 		if err := s.create(path); err != nil {
 			return s.failed(s.root, err)
@@ -180,19 +208,36 @@ func makeDatabase(path string) error {
 	db := connect(path, "mode=rwc")
 	defer db.Close()
 	var v int
-	if err := db.QueryRow("PRAGMA user_version").Scan(&v); err != nil || v != 0 {
+	if err := db.QueryRow("PRAGMA user_version").Scan(&v); err != nil || v >= schemaVersion {
 		return err
 	}
 	// The mode is kept in the file: no later open has to ask for it.
 	if _, err := db.Exec("PRAGMA journal_mode = WAL"); err != nil {
 		return err
 	}
+	if err := upgrade(db, v); err != nil {
+		return err
+	}
+	return nil
+}
+
+// upgrade makes the tables that a database of version v lacks.
+func upgrade(db *sql.DB, v int) error {
 	t, err := db.Begin()
 	if err != nil {
 		return err
 	}
 	defer t.Rollback()
-	if _, err := t.Exec(schema + "PRAGMA user_version = " + strconv.Itoa(schemaVersion)); err != nil {
+	var script strings.Builder
+	if v == 0 {
+		script.WriteString(schema)
+		v = 1
+	}
+	for _, u := range upgrades[v-1:] {
+		script.WriteString(u)
+	}
+	fmt.Fprintf(&script, "PRAGMA user_version = %d", schemaVersion)
+	if _, err := t.Exec(script.String()); err != nil {
 		return err
 	}
 	return t.Commit()
@@ -230,6 +275,18 @@ func (s *Store) openReadOnly(path string, cause error) error {
 	if err == nil && v == 0 {
 		s.db.Close()
 		return s.cannotWrite(s.readOnly)
+	}
+	if err == nil && v < schemaVersion { // its copy is read as a new one
+		s.db.Close()
+		if s.scrap == "" {
+			if path, err = s.copyDatabase(path); err != nil {
+				return err
+			}
+		}
+		s.db = connect(path, "mode=rw")
+		if err = upgrade(s.db, v); err == nil {
+			v, err = s.version()
+		}
 	}
 	return s.checkVersion(v, err)
 }

@@ -15,6 +15,8 @@
 //     database's write lock is held (see admit and Collect), so that a Put and
 //     a Collect of the same digest cannot interleave.
 //   - What keeps what alive is in table edge, for every kind of reason alike.
+//   - What was removed is not there for anybody (column gone of its manifests)
+//     and is kept by a row of waiting until its space is reclaimed.
 //   - What was not synced carries the boot it was written in. After another
 //     boot it is verified before its first use.
 //
@@ -33,6 +35,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -44,6 +47,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
@@ -67,6 +71,9 @@ type Store struct {
 	rootless bool
 	full     atomic.Bool // the disk was full
 	worked   atomic.Bool // a lease was made real
+	changed  atomic.Bool // an operation was written down
+	op       operation   // what is done outside of any other
+	keep     time.Duration
 
 	statements sync.Map // query → *sql.Stmt, see ask
 
@@ -98,7 +105,15 @@ var (
 // Options for Open; the zero value works.
 type Options struct {
 	Log *slog.Logger // nil is silent
+	// Command is what this process does, for the log of operations.
+	Command string
+	// KeepRemoved is how long what was removed can be had back: DefaultKeep if
+	// zero; below zero it is deleted at once.
+	KeepRemoved time.Duration
 }
+
+// DefaultKeep is how long what was removed stays, if the disk has room.
+const DefaultKeep = 7 * 24 * time.Hour
 
 // Open opens the store at root and makes it if there is none. A root that
 // cannot be written fails with the path and the way out (--root), unless there
@@ -112,6 +127,8 @@ func Open(root string, opt Options) (*Store, error) {
 	s := &Store{
 		root:     root,
 		log:      opt.Log,
+		op:       operation{command: opt.Command, began: time.Now()},
+		keep:     cmp.Or(opt.KeepRemoved, DefaultKeep),
 		rootless: os.Geteuid() != 0 || userns.Inside(),
 		leases:   map[*lease]struct{}{},
 		tocs:     map[oci.Digest]*layer.TOC{},

@@ -82,14 +82,18 @@ func (s *Store) findLeftovers(ctx context.Context, dry bool, bytes *int64, seen 
 }
 
 // tidy is for the end of a process that worked: what others left that died is
-// gone by then, without anybody asking for it. After a full disk so is what was
-// put for something that did not come about, and every unfinished download:
-// the next command needs the space more.
+// gone by then, without anybody asking for it, and what has waited long enough.
+// After a full disk so is everything that waits, what was put for something
+// that did not come about, and every unfinished download: the next command
+// needs the space more.
 func (s *Store) tidy(ctx context.Context) error {
-	if !s.worked.Load() || s.readOnly != "" {
+	if !s.worked.Load() && !s.changed.Load() || s.readOnly != "" {
 		return nil
 	}
 	full := s.full.Load()
+	if err := s.relieve(ctx, full); err != nil {
+		return err
+	}
 	if names, err := os.ReadDir(s.path("leases")); err != nil || len(names) == 0 && !full {
 		return err
 	}
@@ -102,19 +106,8 @@ func (s *Store) tidy(ctx context.Context) error {
 		return err
 	}
 	var dead []oci.Digest
-	err := s.read(ctx, func(t *tx) error {
-		held, err := s.leased()
-		if err != nil {
-			return err
-		}
-		whole, err := t.digests("SELECT digest FROM manifest") // images without a name are images
-		if err != nil {
-			return err
-		}
-		for _, d := range whole {
-			held[d] = true
-		}
-		dead, err = t.deadOfAll(held)
+	err := s.read(ctx, func(t *tx) (err error) {
+		dead, err = s.dead(t, question{all: true, loose: true, waiting: true})
 		return err
 	})
 	if err == nil && len(dead) > 0 {

@@ -66,8 +66,7 @@ func (s *Store) Tag(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
 		}
 		implied, err := t.implied(r, d)
 		if err == nil && implied {
-			t.noteDigest(repo, d.Digest, true)
-			_, err = t.Exec("INSERT OR IGNORE INTO repodigest(repo, digest) VALUES(?,?)", repo, d.Digest)
+			err = t.knowDigest(repo, d.Digest, true)
 		}
 		if err != nil || r.Tag == "" {
 			return err
@@ -91,22 +90,27 @@ func (t *tx) implied(r ref.Ref, d oci.Descriptor) (bool, error) {
 // point moves a tag, or with an empty digest removes it, and logs that.
 func (t *tx) point(repo, tag string, d oci.Digest) error {
 	now := time.Now().UnixNano()
-	var err error
+	var old string
+	err := t.QueryRow("SELECT digest FROM tag WHERE repo = ? AND tag = ?", repo, tag).Scan(&old)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	if old == string(d) {
+		return nil
+	}
 	if d == "" {
 		_, err = t.Exec("DELETE FROM tag WHERE repo = ? AND tag = ?", repo, tag)
 	} else {
-		var old string
-		err = t.QueryRow("SELECT digest FROM tag WHERE repo = ? AND tag = ?", repo, tag).Scan(&old)
-		if err == nil && old == string(d) {
-			return nil
-		}
 		_, err = t.Exec("INSERT OR REPLACE INTO tag(repo, tag, digest, at) VALUES(?,?,?,?)", repo, tag, d, now)
 	}
 	if err != nil {
 		return err
 	}
 	t.noteTag(repo, tag, d, now)
-	if _, err := t.Exec("INSERT INTO taglog(repo, tag, digest, at) VALUES(?,?,?,?)", repo, tag, d, now); err != nil {
+	if err := t.change(changeTag, repo, tag, oci.Digest(old), d); err != nil {
+		return err
+	}
+	if _, err := t.Exec("INSERT INTO taglog(repo, tag, digest, at, op) VALUES(?,?,?,?,?)", repo, tag, d, now, t.op.id); err != nil {
 		return err
 	}
 	_, err = t.Exec(`DELETE FROM taglog WHERE repo = ? AND tag = ? AND n <=
@@ -143,9 +147,7 @@ func (s *Store) Untag(ctx context.Context, r ref.Ref) (oci.Descriptor, error) {
 		if r.Tag != "" {
 			return t.point(repo, r.Tag, "")
 		}
-		t.noteDigest(repo, r.Digest, false)
-		_, err = t.Exec("DELETE FROM repodigest WHERE repo = ? AND digest = ?", repo, r.Digest)
-		return err
+		return t.knowDigest(repo, r.Digest, false)
 	})
 	if err != nil {
 		return oci.Descriptor{}, err
@@ -193,10 +195,23 @@ func (s *Store) Repositories(ctx context.Context) ([]ref.Ref, error) {
 
 // TagChange is one line of a tag's log; Digest is empty where it was removed.
 type TagChange struct {
-	Ref    ref.Ref
-	Digest oci.Digest
-	At     time.Time
+	Ref       ref.Ref
+	Digest    oci.Digest
+	ID        oci.Digest // of the image, "" of an index and where it is not in the store any more
+	At        time.Time
+	Operation int64 // 0 where it was done before operations were written down
+	Command   string
+	State     ContentState
 }
+
+// ContentState tells whether what a name pointed at can be had.
+type ContentState string
+
+const (
+	Present ContentState = "present"
+	Waiting ContentState = "removed" // Undo brings it back
+	Lost    ContentState = "lost"
+)
 
 // TagLog returns where r's tag has pointed, newest first: the last hundred
 // changes.
@@ -205,12 +220,17 @@ func (s *Store) TagLog(ctx context.Context, r ref.Ref) ([]TagChange, error) {
 	var all []TagChange
 	err := s.read(ctx, func(t *tx) error {
 		return t.each(func(scan func(...any) error) error {
-			var d string
+			c := TagChange{Ref: repository(r.Repository()).WithTag(r.Tag)}
+			var d, id, state string
 			var at int64
-			err := scan(&d, &at)
-			all = append(all, TagChange{Ref: repository(r.Repository()).WithTag(r.Tag), Digest: oci.Digest(d), At: time.Unix(0, at)})
+			err := scan(&d, &at, &c.Operation, &c.Command, &id, &state)
+			c.Digest, c.At, c.ID, c.State = oci.Digest(d), time.Unix(0, at), oci.Digest(id), ContentState(state)
+			all = append(all, c)
 			return err
-		}, "SELECT digest, at FROM taglog WHERE repo = ? AND tag = ? ORDER BY n DESC", r.Repository(), r.Tag)
+		}, `SELECT l.digest, l.at, l.op, coalesce(o.command, ''), coalesce(m.image, ''),
+				CASE WHEN l.digest = '' THEN '' WHEN m.digest IS NULL THEN ? WHEN m.gone THEN ? ELSE ? END
+			FROM taglog l LEFT JOIN operation o ON o.id = l.op LEFT JOIN manifest m ON m.digest = l.digest
+			WHERE l.repo = ? AND l.tag = ? ORDER BY l.n DESC`, Lost, Waiting, Present, r.Repository(), r.Tag)
 	})
 	return all, err
 }

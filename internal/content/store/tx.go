@@ -16,7 +16,8 @@ import (
 // (see ask) the database itself.
 type tx struct {
 	querier
-	names []byte // lines for the journal of names
+	op    *operation // of which a write is part
+	names []byte     // lines for the journal of names
 }
 
 type querier interface {
@@ -69,15 +70,19 @@ func (s *Store) transact(ctx context.Context, sync bool, fn func(*tx) error) err
 	if err != nil {
 		return s.failed("", err)
 	}
-	work := &tx{querier: t}
-	if err := fn(work); err != nil {
+	work := &tx{querier: t, op: s.operation(ctx)}
+	before := work.op.id
+	if err = fn(work); err == nil {
+		s.noteNames(work)
+		err = t.Commit()
+	}
+	if err != nil {
+		work.op.id = before
 		s.unmark(marked)
 		return s.failed("", err)
 	}
-	s.noteNames(work)
-	if err := t.Commit(); err != nil {
-		s.unmark(marked)
-		return s.failed("", err)
+	if work.op.id != 0 {
+		s.changed.Store(true)
 	}
 	return nil
 }
