@@ -29,6 +29,7 @@ var floors = map[string]int{
 	"internal/content/archive": 2,
 	"internal/rootfs":          2,
 	"internal/sandbox":         2,
+	"internal/sandbox/network": 2,
 	"internal/sandbox/seccomp": 2,
 	"internal/build":           3,
 	"internal/build/cache":     3,

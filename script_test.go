@@ -37,7 +37,8 @@ func TestMain(m *testing.M) {
 //	                             compare after ids, digests, ages and the width
 //	                             of columns were made the same
 //
-// and the condition [root].
+// and the conditions [root], which an ordinary user in TestRootlessScripts
+// fulfils too, and [rootless], which is only he.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -54,8 +55,12 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
-				return os.Geteuid() == 0, nil
+			rootless := os.Getenv("STRAKE_TEST_ROOTLESS") != ""
+			switch cond {
+			case "root":
+				return os.Geteuid() == 0 || rootless, nil
+			case "rootless":
+				return rootless, nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},

@@ -3,7 +3,12 @@
 # binary, runs everything. With CI set, no test may skip. usage: ./test.sh
 . "$(dirname "$0")/setup.sh"
 need busybox=busybox-static mmdebstrap=mmdebstrap docker-registry=docker-registry skopeo=skopeo \
-	curl=curl xz=xz-utils zstd=zstd bzip2=bzip2 gcc=gcc unshare=util-linux
+	curl=curl xz=xz-utils zstd=zstd bzip2=bzip2 gcc=gcc unshare=util-linux newuidmap=uidmap
+# The rootless tests run as an ordinary user with subordinate ids.
+id strake-test >/dev/null 2>&1 || useradd --system --no-create-home --shell /bin/sh strake-test
+for f in /etc/subuid /etc/subgid; do
+	grep -q '^strake-test:' $f 2>/dev/null || echo strake-test:2000000000:65536 >>$f
+done
 build
 unformatted=$(gofmt -l $(git ls-files '*.go'))
 [ -z "$unformatted" ] || { echo "gofmt would change: $unformatted"; exit 1; }

@@ -30,6 +30,7 @@ import (
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
+	"github.com/strake-project/strake/internal/sandbox/network"
 )
 
 // Options for New. Store and Pull are needed; the rest may be left out.
@@ -55,6 +56,9 @@ type Options struct {
 	// Allow are the entitlements that the user grants: "network.host",
 	// "security.insecure".
 	Allow map[string]bool
+	// Network is what commands are connected by that do not say otherwise; nil,
+	// or a network that is nil, is the machine's own.
+	Network func(context.Context) (*network.User, error)
 	// GitAgent is the socket of the ssh agent that git may use, if any.
 	GitAgent string
 	// Events receives the build's progress, one event at a time.

@@ -153,8 +153,12 @@ func (s *step) spec(ctx context.Context, op *pb.ExecOp, m *mounts) (*sandbox.Spe
 	switch op.Network {
 	case pb.NetMode_NONE:
 		spec.Network = sandbox.None
-	default: // until there is a bridge, a command has the machine's network
+	case pb.NetMode_HOST:
 		spec.Network = sandbox.Host
+	default:
+		if err := s.connect(ctx, spec); err != nil {
+			return nil, err
+		}
 	}
 	if op.Security == pb.SecurityMode_INSECURE {
 		spec.Privileged = true
@@ -169,6 +173,19 @@ func (s *step) spec(ctx context.Context, op *pb.ExecOp, m *mounts) (*sandbox.Spe
 		spec.Limits.CPUSetCPUs, spec.Limits.CPUSetMems = r.CpusetCpus, r.CpusetMems
 	}
 	return spec, nil
+}
+
+// connect gives a command the build's network, or the machine's.
+func (s *step) connect(ctx context.Context, spec *sandbox.Spec) error {
+	spec.Network = sandbox.Host
+	if s.opt.Network == nil {
+		return nil
+	}
+	net, err := s.opt.Network(ctx)
+	if err == nil && net != nil {
+		spec.Network, spec.UserNet = sandbox.User, net
+	}
+	return err
 }
 
 func proxyEnv(p *pb.ProxyEnv) []string {

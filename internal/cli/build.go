@@ -59,7 +59,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "Suppress the build output and print image ID on success")
 	fs.StringArrayVar(&f.labels, "label", nil, "Set metadata for an image")
 	fs.StringArrayVar(&f.platforms, "platform", nil, "Set target platform for build")
-	fs.StringVar(&f.network, "network", "default", `Set the networking mode for the "RUN" instructions during build ("default", "host", "none"; default is host until bridges come)`)
+	fs.StringVar(&f.network, "network", "default", `Set the networking mode for the "RUN" instructions during build ("default", "host", "none", "pasta", "slirp4netns"; default is host for root, for others one of the last two)`)
 	fs.StringArrayVar(&f.addHosts, "add-host", nil, `Add a custom host-to-IP mapping ("host:ip")`)
 	fs.StringArrayVar(&f.secrets, "secret", nil, `Secret to expose to the build ("id=mysecret[,src=/local/secret]", "id=mysecret,env=VAR")`)
 	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "Ulimit options")
@@ -152,7 +152,10 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		}
 		return a.buildRemote(ctx, f, st, printer, remoteBuild{builder, in, opts, secrets, names})
 	}
+	net := a.userNetwork(ctx, st, f.network)
+	defer net.Close()
 	engine := build.New(build.Options{
+		Network:   net.Getter(),
 		Store:     st,
 		Locals:    in.locals,
 		Uploads:   in.uploads,

@@ -215,11 +215,12 @@ func (f *buildFlags) frontendOpts(in *buildInput) (map[string]string, error) {
 		o["image-resolve-mode"] = "pull"
 	}
 	switch f.network {
-	case "", "default":
 	case "host", "none":
 		o["force-network-mode"] = f.network
 	default:
-		return nil, fmt.Errorf("network mode %q not supported by strake - only default, host and none are", f.network)
+		if _, err := networkMode(f.network); err != nil {
+			return nil, fmt.Errorf("network mode %q not supported by strake: %w", f.network, err)
+		}
 	}
 	if len(f.addHosts) > 0 {
 		hosts := make([]string, len(f.addHosts))

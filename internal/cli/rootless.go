@@ -1,11 +1,17 @@
 package cli
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/sandbox"
+	"github.com/strake-project/strake/internal/sandbox/network"
 	"github.com/strake-project/strake/internal/userns"
 )
 
@@ -94,4 +100,54 @@ func (a *App) hasTrees() bool {
 		}
 	}
 	return false
+}
+
+// networkMode turns --network into what a sandbox gets.
+func networkMode(name string) (sandbox.Network, error) {
+	switch name {
+	case "host", "none":
+		return sandbox.Network(name), nil
+	case "", "default":
+		if userns.Inside() {
+			return sandbox.User, nil
+		}
+		return sandbox.Host, nil
+	case "pasta", "slirp4netns":
+		if userns.Inside() {
+			return sandbox.User, nil
+		}
+		return "", fmt.Errorf("--network %s is for ordinary users: use --network host or none: %w", name, oci.ErrUnsupported)
+	}
+	return "", fmt.Errorf("network %s is not supported yet: use --network host or none", name)
+}
+
+// userNetwork is the network of a user namespace's containers; nil where
+// --network asks for another one. ctx has the lease under which its files lie.
+func (a *App) userNetwork(ctx context.Context, s *store.Store, name string) *network.Shared {
+	if mode, err := networkMode(name); err != nil || mode != sandbox.User {
+		return nil
+	}
+	n := &network.Shared{Log: a.log, Dir: func() (string, error) { return s.Scratch(ctx) }}
+	if name != "" && name != "default" {
+		n.Helper, n.Need = name, true
+	}
+	return n
+}
+
+// connect gives a container its network, to be closed when it has ended.
+func (a *App) connect(ctx context.Context, s *store.Store, name string, spec *sandbox.Spec) (*network.Shared, error) {
+	n := a.userNetwork(ctx, s, name)
+	if n == nil {
+		return nil, nil
+	}
+	net, err := n.Get(ctx)
+	switch {
+	case err != nil:
+		return nil, err
+	case net == nil:
+		spec.Network = sandbox.Host
+	default:
+		spec.UserNet = net
+	}
+	return n, nil
 }

@@ -79,6 +79,11 @@ func (a *App) runContainer(ctx context.Context, f *runFlags, image string, args 
 	}
 	opt.ImageName, opt.Args = image, args
 
+	net, err := a.connect(ctx, s, f.network, &opt.Sandbox)
+	if err != nil {
+		return refused(err)
+	}
+	defer net.Close()
 	streams := a.attach(f, &opt.Sandbox)
 	run, err := container.In(s).Create(ctx, opt)
 	if err != nil {

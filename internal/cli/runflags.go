@@ -64,8 +64,8 @@ func (f *runFlags) declare(fs *pflag.FlagSet) {
 	fs.StringVar(&f.memorySwap, "memory-swap", "", "Limit memory and swap together (-1 for unlimited swap)")
 	fs.StringArrayVar(&f.mounts, "mount", nil, "Mount a directory, a file or a tmpfs (type=bind,src=…,dst=…)")
 	fs.StringVar(&f.name, "name", "", "The container's name")
-	fs.StringVar(&f.network, "network", "host", "The container's network: host or none")
-	fs.StringVar(&f.network, "net", "host", "")
+	fs.StringVar(&f.network, "network", "default", "The container's network: host, none, and for ordinary users pasta or slirp4netns; default is host for root, else one of the latter")
+	fs.StringVar(&f.network, "net", "default", "")
 	fs.Lookup("net").Hidden = true
 	fs.Int64Var(&f.pids, "pids-limit", 0, "Limit the number of processes (-1 for no limit)")
 	fs.StringVar(&f.platform, "platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "Run this platform's image of several (os[/arch[/variant]])")
@@ -111,18 +111,15 @@ func (f *runFlags) options() (*container.Options, error) {
 	spec.User, spec.Cwd, spec.Hostname = f.user, f.workdir, f.hostname
 	spec.Groups, spec.CapAdd, spec.CapDrop = f.groups, f.capAdd, f.capDrop
 	spec.Privileged, spec.ReadOnly = f.privileged, f.readOnly
-	switch f.network {
-	case "host", "none":
-		spec.Network = sandbox.Network(f.network)
-	default:
-		return nil, refused(fmt.Errorf("network %s is not supported yet: use --network host or none", f.network))
+	var err error
+	if spec.Network, err = networkMode(f.network); err != nil {
+		return nil, refused(err)
 	}
 	for _, parse := range []func(*sandbox.Spec) error{f.parseHosts, f.parseSecurity, f.parseLimits, f.parseMounts} {
 		if err := parse(spec); err != nil {
 			return nil, err
 		}
 	}
-	var err error
 	if opt.Env, err = f.environment(); err != nil {
 		return nil, err
 	}
@@ -211,6 +208,9 @@ func (f *runFlags) parseHosts(spec *sandbox.Spec) error {
 		}
 		if !ok || name == "" || ip == "" {
 			return fmt.Errorf("bad format for add-host: %q", h)
+		}
+		if ip == "host-gateway" && spec.Network == sandbox.User {
+			return refused(fmt.Errorf("host-gateway in %q: an ordinary user's network does not lead to the machine; use --network host", h))
 		}
 		if ip == "host-gateway" {
 			ip = "127.0.0.1" // on the machine's own network

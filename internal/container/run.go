@@ -72,7 +72,7 @@ func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 	}
 	if spec.Hostname == "" {
 		spec.Hostname = one.ID[:12]
-		if spec.Network != sandbox.None {
+		if spec.Network == sandbox.Host {
 			if spec.Hostname, err = os.Hostname(); err != nil {
 				return nil, err
 			}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/strake-project/strake/internal/sandbox/network"
 	"github.com/strake-project/strake/internal/sandbox/seccomp"
 	"github.com/strake-project/strake/internal/userns"
 )
@@ -96,7 +97,12 @@ func (b *box) enter() error {
 	}
 	unix.Umask(0)
 	if b.spec.Network == None {
-		if err := loopbackUp(); err != nil {
+		if err := network.LoopbackUp(); err != nil {
+			return err
+		}
+	}
+	if b.spec.Network == User {
+		if err := b.spec.UserNet.Join(); err != nil {
 			return err
 		}
 	}
@@ -189,6 +195,9 @@ func (b *box) spawn() (int, error) {
 	groups := append(slices.Clone(b.user.groups), 0) // never empty: it has an address
 	if !userns.Single() {
 		s.add("setgroups", unix.SYS_SETGROUPS, uintptr(len(groups)-1), keep(s, &groups[0]))
+	}
+	if !userns.Mapped(b.user.uid, b.user.gid) {
+		return 0, fmt.Errorf("user %d:%d: %w", b.user.uid, b.user.gid, userns.ErrNoID)
 	}
 	s.add("setgid", unix.SYS_SETGID, uintptr(b.user.gid))
 	s.add("setuid", unix.SYS_SETUID, uintptr(b.user.uid))
@@ -340,21 +349,4 @@ func unwrapPath(err error) error {
 		return pathErr.Err
 	}
 	return err
-}
-
-func loopbackUp() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("bring loopback up: %w", err)
-	}
-	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq("lo")
-	if err == nil {
-		ifr.SetUint16(unix.IFF_UP)
-		err = unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
-	}
-	if err != nil {
-		return fmt.Errorf("bring loopback up: %w", err)
-	}
-	return nil
 }

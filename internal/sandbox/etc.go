@@ -30,6 +30,9 @@ func (b *box) generate() ([]*pending, error) {
 		hosts = append(bytes.Clone(hosts), (strings.Trim(ip, "[]") + "\t" + name + "\n")...)
 	}
 	resolv := b.spec.ResolvConf
+	if resolv == nil && b.spec.Network == User {
+		resolv = b.spec.UserNet.ResolvConf
+	}
 	if resolv == nil {
 		resolv, _ = os.ReadFile("/etc/resolv.conf") // none is as good as an empty one
 	}
@@ -61,7 +64,7 @@ func (b *box) generate() ([]*pending, error) {
 
 // hosts is the machine's own file on the machine's network, else docker's.
 func (b *box) hosts(hostname string) []byte {
-	if b.spec.Network != None {
+	if b.spec.Network != None && b.spec.Network != User {
 		if data, err := os.ReadFile("/etc/hosts"); err == nil {
 			return data
 		}

@@ -20,6 +20,7 @@ import (
 	"syscall"
 
 	"github.com/strake-project/strake/internal/rootfs"
+	"github.com/strake-project/strake/internal/sandbox/network"
 )
 
 // Spec says what to run, where and how isolated. The zero value of each field
@@ -45,6 +46,7 @@ type Spec struct {
 	Hosts, ResolvConf []byte
 	ExtraHosts        []string // "name:ip"
 	Network           Network
+	UserNet           *network.User // what Network User joins
 	// Step makes this a step of a build and no container, as BuildKit's
 	// executor runs it: /etc/hosts is of its own making and read-only, as
 	// /etc/resolv.conf is; /etc/hostname is the image's and may be written;
@@ -75,10 +77,11 @@ type Spec struct {
 // Network is the process's network.
 type Network string
 
-// The networks of this slice. Bridge comes with package network.
+// The networks of this slice.
 const (
 	Host Network = "host"
 	None Network = "none" // loopback only
+	User Network = "user" // UserNet, an ordinary user's
 )
 
 // Mount is one further mount, made in the order of destinations.

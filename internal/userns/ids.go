@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -64,30 +65,38 @@ type ids struct {
 func plan() ids {
 	uid, gid := int64(os.Geteuid()), int64(os.Getegid())
 	if uid == 0 {
-		return ids{uids: mapped("/proc/self/uid_map"), gids: mapped("/proc/self/gid_map")}
+		return ids{uids: same(own().uids), gids: same(own().gids)}
 	}
-	own := ids{uids: []span{{0, uid, 1}}, gids: []span{{0, gid, 1}}}
+	one := ids{uids: []span{{0, uid, 1}}, gids: []span{{0, gid, 1}}}
 	name, number := userName(), strconv.FormatInt(uid, 10)
 	uids, gids := subordinate("/etc/subuid", name, number), subordinate("/etc/subgid", name, number)
 	if uids == nil || gids == nil {
-		return own
+		return one
 	}
 	for _, helper := range []string{"newuidmap", "newgidmap"} {
 		if _, err := exec.LookPath(helper); err != nil {
-			return own
+			return one
 		}
 	}
-	return ids{append(own.uids, uids...), append(own.gids, gids...), true}
+	return ids{append(one.uids, uids...), append(one.gids, gids...), true}
 }
 
-// mapped lists the ids that this namespace has, each as itself.
+// same maps the ids inside spans to themselves.
+func same(spans []span) []span {
+	out := slices.Clone(spans)
+	for i := range out {
+		out[i].outside = out[i].inside
+	}
+	return out
+}
+
+// mapped reads a map.
 func mapped(file string) []span {
 	data, _ := os.ReadFile(file)
 	var spans []span
 	for line := range strings.Lines(string(data)) {
 		var s span
 		if n, _ := fmt.Sscan(line, &s.inside, &s.outside, &s.count); n == 3 {
-			s.outside = s.inside
 			spans = append(spans, s)
 		}
 	}

@@ -11,8 +11,9 @@
 package userns
 
 import (
+	"errors"
 	"os"
-	"strings"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -22,15 +23,20 @@ import (
 // it; its value is the user's id outside.
 const marker = "_STRAKE_USERNS"
 
+// own is what this process's namespace maps, read once: where a container has
+// been entered, its /proc may not be there.
+var own = sync.OnceValue(func() (m struct{ uids, gids []span }) {
+	m.uids, m.gids = mapped("/proc/self/uid_map"), mapped("/proc/self/gid_map")
+	return m
+})
+
 // Inside tells whether this process lives in another user namespace than the
 // machine's: one that Enter made, or that of an unprivileged container. There
 // the kernel lets nobody make device nodes or set trusted xattrs.
-func Inside() bool { return inside() }
-
-var inside = sync.OnceValue(func() bool {
-	m, err := os.ReadFile("/proc/self/uid_map")
-	return err == nil && strings.Join(strings.Fields(string(m)), " ") != "0 0 4294967295"
-})
+func Inside() bool {
+	m := own()
+	return m.uids != nil && !slices.Equal(m.uids, []span{{0, 0, 1<<32 - 1}})
+}
 
 // Entered tells whether Enter started this process, and forgets the mark, so
 // that what this process starts does not find it.
@@ -50,12 +56,20 @@ func Needed() bool {
 	return unix.Capget(&header, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0
 }
 
-// Single tells whether this namespace has no other id than 0: setgroups is
-// refused then, and chown to anybody else fails.
-func Single() bool { return single() }
+// ErrNoID is an id that the namespace does not have.
+var ErrNoID = errors.New("the user namespace does not have this id: add a range for the user to /etc/subuid and /etc/subgid, and install newuidmap (package uidmap)")
 
-var single = sync.OnceValue(func() bool {
-	m, err := os.ReadFile("/proc/self/gid_map")
-	f := strings.Fields(string(m))
-	return err == nil && len(f) == 3 && f[2] == "1"
-})
+// Mapped tells whether the namespace has these ids.
+func Mapped(uid, gid uint32) bool {
+	return !Inside() || has(own().uids, uid) && has(own().gids, gid)
+}
+
+func has(spans []span, id uint32) bool {
+	return slices.ContainsFunc(spans, func(s span) bool { return s.inside <= int64(id) && int64(id) < s.inside+s.count })
+}
+
+// Single tells whether this namespace has no other group than 0: setgroups is
+// refused then.
+func Single() bool {
+	return Inside() && len(own().gids) == 1 && own().gids[0].count == 1
+}

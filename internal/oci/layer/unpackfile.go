@@ -82,7 +82,7 @@ func (u *unpacker) attributes(fd int, e *Entry) error {
 
 func (u *unpacker) chownError(e *Entry, err error) error {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%.300q belongs to %d:%d, which this user cannot give files to (run as root, or have more ids in /etc/subuid and /etc/subgid): %w", e.Path, e.UID, e.GID, err)
+		return fmt.Errorf("lchown %.300q to %d:%d: %w: add a range for the user to /etc/subuid and /etc/subgid, or run as root", e.Path, e.UID, e.GID, err)
 	}
 	return fmt.Errorf("set owner of %.300q: %w", e.Path, err)
 }
