@@ -58,6 +58,9 @@ func (a *App) confine(cmd *cobra.Command, name string) {
 			continue
 		}
 		c.RunE = func(cmd *cobra.Command, args []string) error {
+			if b := cmd.Flags().Lookup("builder"); b != nil && b.Value.String() != "" && b.Value.String() != "default" {
+				return inner(cmd, args) // others do the work
+			}
 			if a.entered || !userns.Needed() || when == forTrees && !a.hasTrees() {
 				return inner(cmd, args)
 			}
