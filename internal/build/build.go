@@ -63,6 +63,8 @@ type Options struct {
 	GitAgent string
 	// Events receives the build's progress, one event at a time.
 	Events func(Event)
+	// OnFail is called with a command that failed, before its mounts go.
+	OnFail func(ctx context.Context, failed *FailedStep)
 	// NoCache makes every step run again.
 	NoCache bool
 	// Trace identifies what is built from build to build (the Dockerfile, its

@@ -67,7 +67,7 @@ func (s *step) exec(ctx context.Context, op *pb.ExecOp) ([]*Snapshot, error) {
 	spec.Stdout, spec.Stderr = stdout, stderr
 	p, err := sandbox.Start(ctx, spec)
 	if err != nil {
-		return nil, startError(op.Meta.Args, stderr, err)
+		return nil, s.failed(ctx, op, m, startError(op.Meta.Args, stderr, err))
 	}
 	exit, err := p.Wait()
 	if err != nil {
@@ -77,7 +77,7 @@ func (s *step) exec(ctx context.Context, op *pb.ExecOp) ([]*Snapshot, error) {
 		return nil, context.Cause(ctx)
 	}
 	if !validExit(op, exit.Code) {
-		return nil, &ExitError{Args: op.Meta.Args, Code: exit.Code, OOM: exit.OOM}
+		return nil, s.failed(ctx, op, m, &ExitError{Args: op.Meta.Args, Code: exit.Code, OOM: exit.OOM})
 	}
 	return m.commit(ctx)
 }

@@ -29,6 +29,7 @@ type buildFlags struct {
 	noCache, pull, quiet, rm, check                bool
 
 	explain explainFlags
+	shell   shellFlags
 	cache   cacheFlags
 	builderFlags
 	outputFlags
@@ -73,6 +74,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	f.cache.add(fs)
 	fs.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
 	f.explain.declare(fs)
+	f.shell.declare(fs)
 	f.builderFlags.add(fs)
 	f.limits.declare(fs)
 	return cmd
@@ -146,6 +148,11 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if err != nil {
 		return buildError(err)
 	}
+	onFail, err := a.failShell(&f.shell, printer)
+	if err != nil {
+		printer.Close(nil)
+		return buildError(err)
+	}
 	if builder != nil {
 		if err := f.outputFlags.checkRemote(); err != nil {
 			return buildError(err)
@@ -168,6 +175,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		CacheFrom: caches.from,
 		CacheTo:   caches.to,
 		SSH:       agents,
+		OnFail:    onFail,
 		Allow:     f.limits.allowed(f.network),
 		Log:       a.log,
 		Pull: func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (oci.Descriptor, error) {

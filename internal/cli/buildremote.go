@@ -55,6 +55,10 @@ type remoteBuild struct {
 
 // buildRemote builds on a daemon and ends the progress.
 func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, printer *term.BuildPrinter, b remoteBuild) error {
+	if f.shell.onFail {
+		printer.Close(nil)
+		return buildError(errors.New("--shell-on-fail is for builds on this machine"))
+	}
 	if f.explain.form != "" {
 		printer.Close(nil)
 		return buildError(errors.New("--explain is for builds on this machine: a BuildKit daemon does not tell what changed"))

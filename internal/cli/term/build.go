@@ -35,6 +35,8 @@ type buildView interface {
 	// tick is called a few times in a second.
 	tick(p *BuildPrinter)
 	close(p *BuildPrinter, failed bool)
+	// pause prints what is pending and leaves the screen to somebody else.
+	pause(p *BuildPrinter)
 }
 
 // step is what is known of one vertex.
@@ -193,6 +195,14 @@ func (p *BuildPrinter) Close(err error) {
 	p.view.close(p, err != nil)
 }
 
+// Pause keeps the printer from the terminal until resume is called; who has
+// something to print waits.
+func (p *BuildPrinter) Pause() (resume func()) {
+	p.mu.Lock()
+	p.view.pause(p)
+	return p.mu.Unlock
+}
+
 // counts tells how many steps there are and how many of them have ended.
 func (p *BuildPrinter) counts() (finished, total int) {
 	for _, s := range p.byID {
@@ -249,6 +259,7 @@ type quietView struct{}
 func (quietView) changed(*BuildPrinter, *step) {}
 func (quietView) tick(*BuildPrinter)           {}
 func (quietView) close(*BuildPrinter, bool)    {}
+func (quietView) pause(*BuildPrinter)          {}
 
 // lineLog collects output by lines and remembers the last of them.
 type lineLog struct {

@@ -78,6 +78,15 @@ func (v *plainView) close(p *BuildPrinter, failed bool) {
 	v.flush()
 }
 
+func (v *plainView) pause(p *BuildPrinter) {
+	for _, s := range append([]*step{v.current}, v.waiting...) {
+		if s != nil {
+			v.print(s)
+		}
+	}
+	v.flush()
+}
+
 // next prints those who waited while nobody is being printed: the finished
 // ones first, then the one that has waited longest becomes the current one.
 func (v *plainView) next() {

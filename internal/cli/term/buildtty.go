@@ -52,6 +52,11 @@ func (v *ttyView) close(p *BuildPrinter, failed bool) {
 	}
 }
 
+func (v *ttyView) pause(p *BuildPrinter) {
+	v.draw(p, false)
+	v.drawn = 0 // the next list goes below what is printed meanwhile
+}
+
 // draw puts the list over the one drawn before. The last one is whole, also
 // where it is longer than the screen.
 func (v *ttyView) draw(p *BuildPrinter, last bool) {
