@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-project/strake/internal/userns"
 )
 
 // cgroup holds a process to its Limits. There is none without limits: killing
@@ -61,9 +63,20 @@ func newCgroup(l Limits) (*cgroup, error) {
 	}
 	if err != nil {
 		g.remove()
-		return nil, fmt.Errorf("limit resources: %w", err)
+		return nil, fmt.Errorf("limit resources: %w%s", err, g.whyNot(err))
 	}
 	return g, nil
+}
+
+// whyNot is what an ordinary user can do about err.
+func (g *cgroup) whyNot(err error) string {
+	switch {
+	case !userns.Inside() || !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EROFS):
+		return ""
+	case g.v2:
+		return ": limits need a cgroup that is delegated to the user: systemd-run --user --scope -p Delegate=yes strake …"
+	}
+	return ": with cgroups of version 1 only root can limit resources"
 }
 
 func settingsV1(l Limits) []setting {
