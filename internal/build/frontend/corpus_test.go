@@ -42,6 +42,7 @@ type corpusCase struct {
 	secrets    map[string][]byte
 	fail       bool
 	golden     string
+	corpusMore
 }
 
 func loadCorpus(t *testing.T) []*corpusCase {
@@ -103,7 +104,7 @@ func (c *corpusCase) directive(t *testing.T, line string) {
 	case "fails":
 		c.fail = true
 	default:
-		if line != "" && !strings.HasPrefix(line, "#") {
+		if line != "" && !strings.HasPrefix(line, "#") && !c.more(key, value) {
 			t.Fatalf("%s: unknown line %q", c.name, line)
 		}
 	}
@@ -130,6 +131,9 @@ func (c *corpusCase) lay(t *testing.T, dir, path string) {
 		data := f.Data
 		if name, ok := strings.CutSuffix(f.Name, ".spec"); ok {
 			p, data = filepath.Join(dir, name), specTar(t, string(f.Data))
+		}
+		if name, ok := strings.CutSuffix(f.Name, ".b64"); ok {
+			p, data = filepath.Join(dir, name), unbase64(t, f.Data)
 		}
 		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
 			t.Fatal(err)
@@ -177,6 +181,7 @@ func TestCorpus(t *testing.T) {
 			corpusBusybox = f.sha
 		}
 	}
+	daemon := newBuildKit(t, l)
 	recorder := (*dockerRecorder)(nil)
 	if *updateDocker {
 		recorder = newDockerRecorder(t, layers)
@@ -192,10 +197,14 @@ func TestCorpus(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.lay(t, dir, bin)
-			got := c.strake(t, l, dir, lower)
-			if recorder != nil && !slices.Contains(c.ours, "all") {
+			c.serve(t, dir)
+			got := c.plain(c.strake(t, l, dir, lower))
+			if daemon != nil {
+				daemon.hold(t, c, dir, lower, got)
+			}
+			if recorder != nil && !slices.Contains(c.ours, "all") && c.by == "" {
 				c.record(t, merge(modernHistory(recorder.run(t, c, dir, lower), got), got, c.ours))
-			} else if *updateDocker || *updateOurs && len(c.ours) > 0 {
+			} else if (*updateDocker || *updateOurs) && len(c.ours) > 0 {
 				c.record(t, merge(c.golden, got, c.ours))
 			}
 			if *printOurs {

@@ -17,9 +17,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 
 	"github.com/strake-project/strake/internal/oci"
@@ -97,8 +99,9 @@ file 755 0:0 odd/cap cap\n
 //	dir|file|fifo|sym|link|char|block|xattr|as …
 //
 // "file MODE UID:GID NAME [TEXT]", "sym NAME TARGET", "link NAME TARGET",
-// "char MODE MAJOR:MINOR NAME", "xattr KEY HEX" (for the next entry),
-// "as gz|xz|bz2" (pack the whole). Names and texts know \n, \x20 and the like.
+// "char MODE MAJOR:MINOR NAME", "xattr KEY HEX" and "pax KEY VALUE" (for the
+// next entry; mtime is seconds), "form ustar|pax|gnu" (of all that follow),
+// "as gz|xz|bz2|zst" (pack the whole). Names and texts know \n, \x20 and the like.
 // first is the content of the first file, for what no text can hold.
 func specTar(t testing.TB, spec string, first ...string) []byte {
 	t.Helper()
@@ -107,6 +110,7 @@ func specTar(t testing.TB, spec string, first ...string) []byte {
 	pack := ""
 	modes := map[string]int64{}
 	var pax map[string]string
+	var form tar.Format
 	un := func(s string) string {
 		r, err := strconv.Unquote(`"` + s + `"`)
 		if err != nil {
@@ -116,7 +120,11 @@ func specTar(t testing.TB, spec string, first ...string) []byte {
 	}
 	for line := range strings.Lines(spec) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 5)
-		h := tar.Header{Mode: 0o777, PAXRecords: pax}
+		h := tar.Header{Mode: 0o777, PAXRecords: pax, Format: form}
+		if m := pax["mtime"]; m != "" {
+			delete(pax, "mtime")
+			h.ModTime = parseTime(t, m)
+		}
 		text := ""
 		switch f[0] {
 		case "#":
@@ -129,7 +137,13 @@ func specTar(t testing.TB, spec string, first ...string) []byte {
 			if err != nil {
 				t.Fatal(err)
 			}
-			pax = map[string]string{"SCHILY.xattr." + f[1]: string(raw)}
+			pax = with(pax, "SCHILY.xattr."+f[1], string(raw))
+			continue
+		case "pax":
+			pax = with(pax, f[1], un(f[2]))
+			continue
+		case "form":
+			form = map[string]tar.Format{"ustar": tar.FormatUSTAR, "pax": tar.FormatPAX, "gnu": tar.FormatGNU}[f[1]]
 			continue
 		case "sym", "link":
 			h.Typeflag, h.Name, h.Linkname = tar.TypeSymlink, un(f[1]), un(f[2])
@@ -196,6 +210,13 @@ func specTar(t testing.TB, spec string, first ...string) []byte {
 		}
 		z.Write(buf.Bytes())
 		z.Close()
+	case "zst":
+		z, err := zstd.NewWriter(&out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		z.Write(buf.Bytes())
+		z.Close()
 	default:
 		t.Fatalf("spec: unknown form %q", pack)
 	}
@@ -224,6 +245,7 @@ type file struct {
 	size                          int64
 	dev                           string
 	xattrs                        []string
+	mtime                         time.Time
 }
 
 // flatten applies layers to one another by the rules of the image
@@ -289,7 +311,7 @@ func flatten(t testing.TB, layers [][]byte) map[string]*file {
 }
 
 func fileOf(h *tar.Header, p string, body []byte) *file {
-	f := &file{path: p, mode: h.Mode & 0o7777, uid: h.Uid, gid: h.Gid, size: h.Size, target: h.Linkname}
+	f := &file{path: p, mode: h.Mode & 0o7777, uid: h.Uid, gid: h.Gid, size: h.Size, target: h.Linkname, mtime: h.ModTime}
 	switch h.Typeflag {
 	case tar.TypeDir:
 		f.kind = "d"
@@ -395,7 +417,9 @@ func golden(t testing.TB, c *corpusCase, config []byte, layers [][]byte, lower m
 	if n := len(layers) - len(lower)/max(len(lower), 1); n != filled {
 		t.Errorf("%d layers above the base, %d in the history", n, filled)
 	}
-	b.WriteString(listing(flatten(t, layers), lower))
+	all := flatten(t, layers)
+	b.WriteString(listing(all, lower))
+	b.WriteString(c.listMore(all))
 	return b.String()
 }
 
