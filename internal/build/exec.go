@@ -338,7 +338,7 @@ func (m *mounts) secretFile(ctx context.Context, mnt *pb.Mount) error {
 		return err
 	}
 	m.list = append(m.list, sandbox.Mount{
-		Type: "file", Content: data, Destination: mnt.Dest, ReadOnly: true,
+		Type: "file", Content: data, Destination: path.Join("/", mnt.Dest), ReadOnly: true,
 		UID: int(opt.Uid), GID: int(opt.Gid), Mode: opt.Mode,
 	})
 	return nil

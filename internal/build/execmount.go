@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 
 	"github.com/moby/buildkit/solver/pb"
 
@@ -32,7 +33,7 @@ func (m *mounts) sshSocket(ctx context.Context, mnt *pb.Mount) error {
 		return err
 	}
 	m.closers = append(m.closers, func() { l.Close() })
-	m.list = append(m.list, sandbox.Mount{Type: "bind", Source: l.Path, Destination: mnt.Dest})
+	m.list = append(m.list, sandbox.Mount{Type: "bind", Source: l.Path, Destination: path.Join("/", mnt.Dest)})
 	return nil
 }
 

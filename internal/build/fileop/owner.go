@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"syscall"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -66,6 +67,11 @@ func ownerOf(ctx context.Context, o *pb.ChownOpt, users func(int64) tree.View) (
 		}
 		if len(all) > 0 {
 			who.gid = all[0].Gid
+		}
+	}
+	for _, id := range []*int{&who.uid, &who.gid} {
+		if *id == math.MaxUint32 {
+			*id = 0
 		}
 	}
 	if who.uid < 0 || who.gid < 0 {

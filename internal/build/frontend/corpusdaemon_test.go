@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/strake-project/strake/internal/build"
 	"github.com/strake-project/strake/internal/build/remote"
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/oci"
@@ -179,7 +180,7 @@ func (m memory) OpenAt(_ context.Context, d oci.Descriptor, _, _ int64) (io.Read
 
 // hold builds the case and reports where strake differs, or records it.
 func (k *buildKit) hold(t *testing.T, c *corpusCase, dir string, lower map[string]*file, got string) {
-	want := c.plain(k.build(t, c, dir, lower))
+	want := merge(c.plain(k.build(t, c, dir, lower)), got, c.ours)
 	if *updateBuildKit && c.by != "" {
 		c.record(t, want)
 	}
@@ -220,7 +221,8 @@ func (k *buildKit) build(t *testing.T, c *corpusCase, dir string, lower map[stri
 		t.Logf("BuildKit: %v", err)
 		return failedGolden
 	}
-	return golden(t, c, k.lab.config(&res.Exported), k.lab.layers(&res.Exported), lower)
+	out := &build.Assembly{Exported: res.Exported}
+	return golden(t, c, k.lab.config(out), k.lab.layers(out), lower)
 }
 
 // options are the case's frontend options.
