@@ -101,13 +101,19 @@ func (a *App) leased(ctx context.Context) (context.Context, *store.Store, func()
 // Remote is the client of registries, with docker's credentials.
 func (a *App) Remote() *remote.Client {
 	if a.regs == nil {
-		a.regs = remote.New(remote.Options{
-			Credentials: auth.Docker(a.flags.config),
-			UserAgent:   "strake/" + Version,
-			Log:         a.log,
-		})
+		a.regs = a.newRemote()
 	}
 	return a.regs
+}
+
+// newRemote is a client for which the insecure registries need no certificate.
+func (a *App) newRemote(insecure ...string) *remote.Client {
+	return remote.New(remote.Options{
+		Credentials: auth.Docker(a.flags.config),
+		UserAgent:   "strake/" + Version,
+		Log:         a.log,
+		Insecure:    insecure,
+	})
 }
 
 // ensure makes the image that r names local, for platform p: what build's FROM

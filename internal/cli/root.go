@@ -49,6 +49,7 @@ func (a *App) topLevel() []*cobra.Command {
 		a.buildxCommand(),
 		a.containerCommand(),
 		a.imageCommand(),
+		a.manifestCommand(),
 		a.registryCommand(),
 		a.systemCommand(),
 	}

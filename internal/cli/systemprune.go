@@ -194,7 +194,7 @@ func (a *App) builderCommand() *cobra.Command {
 
 // buildxCommand is the same under the name of docker's plugin.
 func (a *App) buildxCommand() *cobra.Command {
-	return a.group("buildx", "Manage builds, by docker buildx's names", a.buildCommand("build"), a.builderDuCommand(), a.builderPruneCommand())
+	return a.group("buildx", "Manage builds, by docker buildx's names", a.buildCommand("build"), a.builderDuCommand(), a.builderPruneCommand(), a.imagetoolsCommand())
 }
 
 // cachePrune is what the build cache's prune takes beside what all take.
