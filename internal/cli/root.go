@@ -38,6 +38,7 @@ func (a *App) topLevel() []*cobra.Command {
 		a.importCommand("import"),
 		a.inspectCommand(),
 		a.loadCommand("load"),
+		a.outdatedCommand(),
 		a.rmCommand("rm"),
 		a.rmiCommand("rmi"),
 		a.saveCommand("save"),
