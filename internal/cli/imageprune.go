@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -32,35 +33,70 @@ func (o *pruneOptions) pruneFlags(cmd *cobra.Command, filters string) {
 	fs.Var(&o.filters, "filter", "Remove only what fits ("+filters+")")
 }
 
+// imagePruneOptions are those of image prune.
+type imagePruneOptions struct {
+	pruneOptions
+	prunePolicy
+	plan, apply string
+}
+
 func (a *App) imagePruneCommand() *cobra.Command {
-	var o pruneOptions
+	var o imagePruneOptions
 	cmd := &cobra.Command{
-		Use:   "prune [OPTIONS]",
+		Use:   "prune [OPTIONS] [PATTERN...]",
 		Short: "Remove unused images",
 		Example: `  strake image prune --dry-run
-  strake image prune -a -f --filter until=240h`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.imagePrune(cmd.Context(), &o) },
+  strake image prune -a -f --filter until=240h
+  strake image prune --keep 5 'ci/*:pr-*'
+  strake image prune -a --plan plan.json && strake image prune -f --apply plan.json`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			for _, arg := range args {
+				if !isGlob(arg) {
+					return argsError(cmd, "accepts no arguments but patterns such as 'ci/*:pr-*'")
+				}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.patterns = args
+			return a.imagePrune(cmd.Context(), &o)
+		},
 	}
-	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "Remove also images with a name that no container uses")
-	cmd.Flags().BoolVar(&o.now, "now", false, nowHelp)
+	fs := cmd.Flags()
+	fs.BoolVarP(&o.all, "all", "a", false, "Remove also images with a name that no container uses")
+	fs.BoolVar(&o.now, "now", false, nowHelp)
+	fs.StringVar(&o.plan, "plan", "", "Write what would go to this file, as JSON, and change nothing")
+	fs.StringVar(&o.apply, "apply", "", "Remove exactly what this file of --plan says, but nothing that came into use since")
+	o.addFlags(fs)
 	o.pruneFlags(cmd, "dangling=, label=, label!=, until=")
 	return cmd
 }
 
 const nowHelp = "Free the space at once, and that of all that was removed before: no undo"
 
-func (a *App) imagePrune(ctx context.Context, o *pruneOptions) error {
+func (a *App) imagePrune(ctx context.Context, o *imagePruneOptions) error {
 	all, err := o.allImages()
 	if err != nil {
 		return err
 	}
+	if err := o.check(); err != nil {
+		return err
+	}
+	if o.apply != "" {
+		if o.all || len(o.filters) > 0 || o.any() || o.plan != "" {
+			return errors.New("--apply removes what its plan says: no other choice goes with it")
+		}
+		return a.applyPlan(ctx, o)
+	}
 	warning := "WARNING! This will remove all dangling images."
-	if o.all {
+	switch {
+	case o.any():
+		warning = o.sentence()
+	case o.all:
 		warning = "WARNING! This will remove all images without at least one container associated to them."
 	}
-	if !o.dry && !o.force {
-		if yes, err := a.confirm(ctx, warning+"\nAre you sure you want to continue? [y/N] "); err != nil || !yes {
+	if !o.dry && o.plan == "" {
+		if yes, err := a.agreed(ctx, &o.pruneOptions, warning+"\nAre you sure you want to continue? [y/N] "); err != nil || !yes {
 			return err
 		}
 	}
@@ -68,22 +104,57 @@ func (a *App) imagePrune(ctx context.Context, o *pruneOptions) error {
 	if err != nil {
 		return err
 	}
-	images, err := unusedImages(ctx, s, all, o.filters)
+	images, err := selectImages(ctx, s, o, all)
 	if err != nil {
 		return err
 	}
-	p := store.Prune{Images: images, All: len(o.filters) == 0, Dry: o.dry, Now: a.pruneNow(o)}
-	if o.dry {
+	p := store.Prune{Images: images, All: len(o.filters) == 0 && !o.any(), Dry: o.dry, Now: a.pruneNow(&o.pruneOptions)}
+	if o.plan != "" {
+		if _, err := a.writePlan(ctx, s, o.plan, p); err != nil {
+			return err
+		}
+		return a.planImages(ctx, s, p)
+	}
+	return a.pruneImages(ctx, s, p)
+}
+
+// pruneImages does p and prints what went, or with Dry what would.
+func (a *App) pruneImages(ctx context.Context, s *store.Store, p store.Prune) error {
+	if p.Dry {
 		return a.planImages(ctx, s, p)
 	}
 	done, err := s.Prune(ctx, p)
 	if err != nil {
 		return daemon(err)
 	}
-	printDeleted(a.Out, images, done)
+	printDeleted(a.Out, p.Images, done)
 	a.reclaimed(done.Bytes)
 	a.waits(done.Waiting)
 	return nil
+}
+
+func (a *App) applyPlan(ctx context.Context, o *imagePruneOptions) error {
+	plan, err := readPlan(o.apply)
+	if err != nil {
+		return err
+	}
+	question := fmt.Sprintf("WARNING! This will remove the %d images of %s.\nAre you sure you want to continue? [y/N] ", len(plan.Images), o.apply)
+	if yes, err := a.agreed(ctx, &o.pruneOptions, question); err != nil || !yes {
+		return err
+	}
+	s, err := a.Store()
+	if err != nil {
+		return err
+	}
+	images, err := a.choosePlanned(ctx, s, plan)
+	if err != nil {
+		return err
+	}
+	err = a.pruneImages(ctx, s, store.Prune{Images: images, Content: plan.Content, Dry: o.dry, Now: a.pruneNow(&o.pruneOptions)})
+	if err != nil || o.dry {
+		return err
+	}
+	return a.stillThere(ctx, s, images)
 }
 
 // allImages tells whether images with names go too: -a, which is short for the
@@ -195,24 +266,13 @@ func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune) err
 	if err != nil {
 		return daemon(err)
 	}
-	dead := map[oci.Digest]bool{}
-	for _, d := range done.Dead {
-		dead[d] = true
-	}
+	bytes, _ := shares(&p, done, disk)
 	rest := done.Bytes + done.Waiting
 	w := term.NewTable(a.Out)
 	fmt.Fprintln(w, "IMAGE ID\tNAME\tWOULD FREE")
 	for i := range p.Images {
 		img := &p.Images[i]
-		reached := map[oci.Digest]bool{}
-		disk.Reach(reached, img.Target.Digest, img.Manifest.Digest)
-		var n int64
-		for d := range reached {
-			if dead[d] {
-				n += disk.Bytes[d]
-				delete(dead, d)
-			}
-		}
+		n := bytes[i]
 		rest -= n
 		name := "<none>"
 		if names := done.Untagged[img.ID]; len(names) > 0 {

@@ -19,6 +19,8 @@ type Prune struct {
 	Images []Image
 	// Records go unless they were used since they were listed.
 	Records []Record
+	// Content goes too, where nothing needs it; nothing beside it does.
+	Content []oci.Digest
 	// All collects everything else that nothing reaches, and what dead
 	// processes left.
 	All bool
@@ -103,9 +105,12 @@ func (s *Store) prune(t *tx, p *Prune, done *Pruned) error {
 	if err != nil {
 		return err
 	}
-	rest, err := s.dead(t, question{all: p.All, from: from, loose: true, waiting: true})
+	rest, err := s.dead(t, question{all: p.All, from: append(from, p.Content...), loose: true, waiting: true})
 	if err != nil {
 		return err
+	}
+	if len(p.Content) > 0 && !p.Now && len(from) == 0 {
+		rest = slices.DeleteFunc(rest, func(d oci.Digest) bool { return !slices.Contains(p.Content, d) })
 	}
 	if err := t.sort(rest, &done.Freed); err != nil {
 		return err
