@@ -28,9 +28,6 @@ func lookUp(spec string, more []string) (identity, error) {
 		return identity{}, err
 	}
 	id := identity{uid: uint32(found.Uid), gid: uint32(found.Gid), home: found.Home}
-	if id.home == "" {
-		id.home = "/"
-	}
 	gids := found.Sgids
 	if len(more) > 0 {
 		group, close3 := openDatabase("/etc/group")

@@ -12,6 +12,8 @@ import (
 	"github.com/strake-project/strake/internal/oci/layer"
 )
 
+const setgid = 0o2000
+
 var errEmptyPath = errors.New("rmPath: invalid empty path")
 
 // timeOf is the time that an action names, or now: -1 is none.
@@ -31,6 +33,22 @@ func made(t layer.Type, mode uint32, o *owner, at time.Time) *inode {
 	return i
 }
 
+// inherit does to something new what Linux does below a directory with the
+// setgid bit: it has that directory's group, unless it is given an owner, and a
+// directory has the bit too.
+func (d *Draft) inherit(i *inode, dir string, o *owner) {
+	e := d.stat(dir)
+	if e == nil || e.Mode&setgid == 0 {
+		return
+	}
+	if o == nil {
+		i.e.GID = e.GID
+	}
+	if i.e.Type == layer.Dir {
+		i.e.Mode |= setgid
+	}
+}
+
 func (d *Draft) mkdir(a *pb.FileActionMkDir, o *owner) error {
 	p, err := statter(d.stat).resolve(a.Path, true)
 	if err != nil {
@@ -44,7 +62,9 @@ func (d *Draft) mkdir(a *pb.FileActionMkDir, o *owner) error {
 	if d.stat(p) != nil {
 		return nil // whatever it is, as in BuildKit
 	}
-	_, err = d.put("mkdir", p, made(layer.Dir, mode, o, d.timeOf(a.Timestamp)))
+	i := made(layer.Dir, mode, o, d.timeOf(a.Timestamp))
+	d.inherit(i, path.Dir(p), o)
+	_, err = d.put("mkdir", p, i)
 	return err
 }
 
@@ -64,6 +84,7 @@ func (d *Draft) mkdirAll(p string, mode uint32, o *owner, at time.Time) ([]*inod
 		return nil, err
 	}
 	i := made(layer.Dir, mode, o, at)
+	d.inherit(i, path.Dir(p), o)
 	_, err = d.put("mkdir", p, i)
 	return append(all, i), err
 }
@@ -80,6 +101,7 @@ func (d *Draft) mkfile(a *pb.FileActionMkFile, o *owner) error {
 		return pathError("rename", p, syscall.EEXIST)
 	}
 	i := made(layer.Regular, uint32(a.Mode)&0o777, o, d.timeOf(a.Timestamp))
+	d.inherit(i, path.Dir(p), o)
 	i.content.data, i.e.Size = a.Data, int64(len(a.Data))
 	_, err = d.put("open", p, i)
 	return err

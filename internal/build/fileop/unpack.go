@@ -139,7 +139,7 @@ func (u *unpacker) place(name string) (string, error) {
 		return "", err
 	}
 	dir = path.Join(u.dst, dir)
-	if _, err := u.d.mkdirAll(dir, defaultDirMode, nil, u.d.now); err != nil {
+	if _, err := u.d.mkdirAll(dir, defaultDirMode, &owner{}, u.d.now); err != nil {
 		return "", err
 	}
 	return path.Join(dir, path.Base(slash(name))), nil
