@@ -42,6 +42,7 @@ var floors = map[string]int{
 	"internal/build/sshagent":  3,
 	"internal/container":       3,
 	"internal/image":           3,
+	"internal/image/sbom":      3,
 	"internal/serve/registry":  4,
 	"internal/cli":             5,
 	"internal/cli/term":        5,

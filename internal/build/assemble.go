@@ -35,6 +35,8 @@ type Form struct {
 	// Squash makes the layers above the base one.
 	Squash      bool
 	Annotations Annotations
+	// Attest, where it is set, adds attestations and makes an index.
+	Attest *Attest
 }
 
 // Annotations are those of an image's manifests and its index, and of the
@@ -144,7 +146,7 @@ func (e *Engine) Assemble(ctx context.Context, w *Work, images []Image, form For
 	if err := form.check(images); err != nil {
 		return nil, err
 	}
-	var manifests []oci.Descriptor
+	var manifests, attestations []oci.Descriptor
 	finished := make([]Image, len(images))
 	if err := w.Do("exporting layers", func() (err error) {
 		for i := range images {
@@ -165,8 +167,16 @@ func (e *Engine) Assemble(ctx context.Context, w *Work, images []Image, form For
 			a.ID = id
 		}
 		manifests = append(manifests, d)
+		if form.Attest == nil {
+			continue
+		}
+		if d, err = e.attest(ctx, a, img, d, form.Attest); err != nil {
+			return nil, err
+		}
+		attestations = append(attestations, d)
 	}
 	a.Target = manifests[0]
+	manifests = append(manifests, attestations...)
 	if !form.Index && len(manifests) == 1 {
 		return a, nil
 	}
@@ -200,7 +210,10 @@ func (f *Form) check(images []Image) error {
 	if f.DockerTypes && n+len(f.Annotations.ManifestDescriptor) > 0 {
 		return errors.New(`cannot export annotations with "oci-mediatypes=false"`)
 	}
-	if n > 0 && !f.Index && len(images) == 1 {
+	if f.DockerTypes && f.Attest != nil {
+		return errors.New(`cannot export attestations with "oci-mediatypes=false"`)
+	}
+	if n > 0 && !f.Index && f.Attest == nil && len(images) == 1 {
 		return errors.New("index annotations not supported for single platform export")
 	}
 	return nil
@@ -212,13 +225,18 @@ func (e *Engine) finishLayers(ctx context.Context, img Image, form Form) (Image,
 	if img.Snapshot, err = img.Snapshot.layered(ctx, e.opt.Store, e.start); err != nil {
 		return img, err
 	}
-	if form.Squash {
-		if img, err = e.squash(ctx, img); err != nil {
+	if form.Rewrite && img.Epoch != nil {
+		if img, err = e.rewrite(ctx, img); err != nil {
 			return img, err
 		}
 	}
+<<<<<<< HEAD
 	if form.Rewrite && img.Epoch != nil {
 		img, err = e.rewrite(ctx, img)
+=======
+	if form.Squash {
+		return e.squash(ctx, img)
+>>>>>>> f4f8ab5 (build: --provenance, --sbom, --attest; a foreign RUN says how to register an emulator; two stores, one digest)
 	}
 	if err == nil && e.inline() {
 		img.cache, err = e.inlineCache(&img)

@@ -136,6 +136,7 @@ func (e *Engine) gitSource(ctx context.Context, op *pb.SourceOp) (*git.Source, e
 
 // resolved is where a ref pointed when this build first asked.
 type resolved struct {
+	uri    string
 	once   sync.Once
 	commit git.Commit
 	err    error
@@ -164,7 +165,10 @@ func (e *Engine) resolveGit(ctx context.Context, s *git.Source, log func(int, []
 	e.mu.Lock()
 	r := e.commits[id]
 	if r == nil {
-		r = new(resolved)
+		r = &resolved{uri: s.Remote}
+		if s.Ref != "" {
+			r.uri += "#" + s.Ref
+		}
 		e.commits[id] = r
 	}
 	e.mu.Unlock()

@@ -131,6 +131,7 @@ func parseWebFile(op *pb.SourceOp) (*webFile, error) {
 // download is a file being fetched by this build, or fetched: at most once,
 // so that all of the build sees the same.
 type download struct {
+	url    string
 	once   sync.Once
 	rec    *webRecord
 	cached bool
@@ -183,7 +184,7 @@ func (e *Engine) download(ctx context.Context, f *webFile) (*webRecord, bool, er
 	e.mu.Lock()
 	d := e.downloads[request+string(f.Checksum)]
 	if d == nil {
-		d = new(download)
+		d = &download{url: f.URL}
 		e.downloads[request+string(f.Checksum)] = d
 	}
 	e.mu.Unlock()

@@ -58,7 +58,7 @@ func (e *Engine) layoutImage(ctx context.Context, op *pb.SourceOp, p oci.Platfor
 	e.mu.Lock()
 	img := e.pulled[id]
 	if img == nil {
-		img = new(pulled)
+		img = &pulled{ref: r, platform: p}
 		e.pulled[id] = img
 	}
 	e.mu.Unlock()

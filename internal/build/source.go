@@ -83,6 +83,8 @@ func (s *step) platform() oci.Platform {
 
 // pulled is an image that the build uses.
 type pulled struct {
+	ref      ref.Ref
+	platform oci.Platform
 	once     sync.Once
 	top      oci.Descriptor // what the name points at
 	manifest oci.Descriptor
@@ -97,7 +99,7 @@ func (e *Engine) pull(ctx context.Context, r ref.Ref, p oci.Platform, always boo
 	e.mu.Lock()
 	img := e.pulled[id]
 	if img == nil {
-		img = new(pulled)
+		img = &pulled{ref: r, platform: p}
 		e.pulled[id] = img
 	}
 	e.mu.Unlock()

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/solver/errdefs"
@@ -33,6 +35,7 @@ type buildFlags struct {
 	cache   cacheFlags
 	builderFlags
 	outputFlags
+	attestFlags
 	limits buildLimits
 }
 
@@ -69,6 +72,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	fs.StringVar(&f.metadataFile, "metadata-file", "", "Write build result metadata to a file")
 	fs.BoolVar(&f.pull, "pull", false, "Always attempt to pull all referenced images")
 	f.outputFlags.add(fs)
+	f.attestFlags.add(fs)
 	fs.BoolVar(&f.rm, "rm", true, "Remove intermediate containers after a successful build (always: there are none)")
 	fs.StringVar(&f.call, "call", "build", `Set method for evaluating build ("build", "check", "outline", "targets")`)
 	f.cache.add(fs)
@@ -106,6 +110,10 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if err != nil {
 		return buildError(err)
 	}
+	attests, err := f.attestFlags.parse()
+	if err != nil {
+		return buildError(err)
+	}
 	in, err := a.openBuildInput(ctx, f, path)
 	if err != nil {
 		return buildError(err)
@@ -114,6 +122,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	opts, err := f.frontendOpts(in)
 	if err != nil {
 		return buildError(err)
+	}
+	for _, o := range outs {
+		f.attest(o, attests, opts, slices.Collect(maps.Keys(in.locals)))
 	}
 	secrets, err := parseSecrets(f.secrets)
 	if err != nil {
@@ -154,7 +165,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return buildError(err)
 	}
 	if builder != nil {
-		if err := f.outputFlags.checkRemote(); err != nil {
+		if err := f.outputFlags.checkRemote(len(attests) > 0); err != nil {
 			return buildError(err)
 		}
 		return a.buildRemote(ctx, f, st, printer, remoteBuild{builder, in, opts, secrets, names})

@@ -239,6 +239,9 @@ func (x *exporting) files(ctx context.Context, o *buildOutput) error {
 		if split {
 			p.Dir = platformDir(img.Platform)
 		}
+		if p.Extra, err = x.attestationFiles(ctx, o, img, view, x.res.Index && !split); err != nil {
+			return err
+		}
 		parts = append(parts, p)
 	}
 	if o.kind == outTar {

@@ -36,9 +36,9 @@ func (f *outputFlags) add(fs *pflag.FlagSet) {
 }
 
 // checkRemote refuses what a build on a daemon does not do yet.
-func (f *outputFlags) checkRemote() error {
-	if len(f.outputs) > 0 || len(f.annotations) > 0 || f.squash {
-		return errors.New("--output, --annotation and --squash are for builds on this machine: with --builder the image comes into the store, or is pushed with --push")
+func (f *outputFlags) checkRemote(attests bool) error {
+	if attests || len(f.outputs) > 0 || len(f.annotations) > 0 || f.squash {
+		return errors.New("--output, --annotation, --squash and attestations are for builds on this machine: with --builder the image comes into the store, or is pushed with --push")
 	}
 	return nil
 }

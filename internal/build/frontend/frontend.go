@@ -83,6 +83,9 @@ func Build(ctx context.Context, engine *build.Engine, opts map[string]string) (*
 		if !ok && r != nil {
 			return nil, fmt.Errorf("frontend answered with a foreign reference %T: %w", r, oci.ErrInvalid)
 		}
+		if ours != nil {
+			out.Images[i].Edge = ours.edge
+		}
 		if out.Images[i].Snapshot, err = ours.solve(ctx); err != nil {
 			return nil, err
 		}
