@@ -230,13 +230,10 @@ func (e *Engine) finishLayers(ctx context.Context, img Image, form Form) (Image,
 			return img, err
 		}
 	}
-<<<<<<< HEAD
-	if form.Rewrite && img.Epoch != nil {
-		img, err = e.rewrite(ctx, img)
-=======
 	if form.Squash {
-		return e.squash(ctx, img)
->>>>>>> f4f8ab5 (build: --provenance, --sbom, --attest; a foreign RUN says how to register an emulator; two stores, one digest)
+		if img, err = e.squash(ctx, img); err != nil {
+			return img, err
+		}
 	}
 	if err == nil && e.inline() {
 		img.cache, err = e.inlineCache(&img)

@@ -11,11 +11,11 @@ import (
 	"github.com/strake-project/strake/internal/content"
 )
 
-// foreign says of a command that this machine cannot execute, because it is
-// another platform's, what would let it. Where binfmt_misc knows an emulator
+// foreign adds to err, of a command that did not start because of cause, what
+// would let it run where it is another platform's. Where binfmt_misc knows an emulator
 // nothing has to be done: the kernel runs it.
-func (s *step) foreign(err error) error {
-	if !errors.Is(err, syscall.ENOEXEC) && !strings.Contains(err.Error(), "exec format error") {
+func (s *step) foreign(cause, err error) error {
+	if !errors.Is(cause, syscall.ENOEXEC) && !strings.Contains(cause.Error(), "exec format error") {
 		return err
 	}
 	p, host := s.platform(), content.Host()

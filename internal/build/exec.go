@@ -67,11 +67,7 @@ func (s *step) exec(ctx context.Context, op *pb.ExecOp) ([]*Snapshot, error) {
 	spec.Stdout, spec.Stderr = stdout, stderr
 	p, err := sandbox.Start(ctx, spec)
 	if err != nil {
-<<<<<<< HEAD
-		return nil, s.failed(ctx, op, m, startError(op.Meta.Args, stderr, err))
-=======
-		return nil, s.foreign(startError(op.Meta.Args, err))
->>>>>>> f4f8ab5 (build: --provenance, --sbom, --attest; a foreign RUN says how to register an emulator; two stores, one digest)
+		return nil, s.failed(ctx, op, m, s.foreign(err, startError(op.Meta.Args, stderr, err)))
 	}
 	exit, err := p.Wait()
 	if err != nil {

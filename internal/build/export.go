@@ -22,13 +22,10 @@ type Image struct {
 	// Epoch is SOURCE_DATE_EPOCH: no time in the config is later.
 	Epoch    *time.Time
 	Platform oci.Platform
-<<<<<<< HEAD
-
-	cache json.RawMessage // the inline build cache
-=======
 	// Edge is what the graph asked for, which a provenance tells.
 	Edge Edge
->>>>>>> f4f8ab5 (build: --provenance, --sbom, --attest; a foreign RUN says how to register an emulator; two stores, one digest)
+
+	cache json.RawMessage // the inline build cache
 }
 
 // finishConfig fills in what only the finished image knows: rootfs, and the

@@ -116,7 +116,11 @@ func (e *Engine) materials() []slsa1.ResourceDescriptor {
 	byURI := map[string]slsa.DigestSet{}
 	for _, img := range e.pulled {
 		if img.top.Digest != "" {
-			byURI[purl("docker", img.ref, img.platform)] = slsa.DigestSet{"sha256": img.top.Digest.Encoded()}
+			r := img.ref
+			if r.Tag != "" {
+				r.Digest = "" // the frontend pins what it resolved
+			}
+			byURI[purl("docker", r, img.platform)] = slsa.DigestSet{"sha256": img.top.Digest.Encoded()}
 		}
 	}
 	for _, d := range e.downloads {

@@ -111,7 +111,7 @@ func SPDX(ctx context.Context, v tree.View, created time.Time) ([]byte, error) {
 		return nil, err
 	}
 	// What is in it names it: a document of its own for each other content.
-	doc.Namespace = "https://strake.invalid/spdx/" + digest.FromBytes(body).Encoded()
+	doc.Namespace = "https://github.com/strake-project/strake/spdx/" + digest.FromBytes(body).Encoded()
 	return json.Marshal(doc)
 }
 
