@@ -42,6 +42,7 @@ func (a *App) topLevel() []*cobra.Command {
 		a.rmCommand("rm"),
 		a.rmiCommand("rmi"),
 		a.saveCommand("save"),
+		a.searchCommand(),
 		a.tagCommand("tag"),
 		a.tagsCommand(),
 		a.undoCommand(),

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -80,9 +81,23 @@ func (g *Registry) tags(q query) error {
 // catalog lists the repositories that have a tag, by the names under which
 // they are served.
 func (g *Registry) catalog(q query) error {
-	repos, err := g.store.Repositories(q.ctx())
+	all, err := g.names(q.ctx())
 	if err != nil {
 		return err
+	}
+	if all, err = page(q, all); err != nil {
+		return err
+	}
+	return g.json(q, "application/json", struct {
+		Repositories []string `json:"repositories"`
+	}{all})
+}
+
+// names lists the repositories by the names under which they are served, sorted.
+func (g *Registry) names(ctx context.Context) ([]string, error) {
+	repos, err := g.store.Repositories(ctx)
+	if err != nil {
+		return nil, err
 	}
 	all := []string{}
 	for _, r := range repos {
@@ -92,12 +107,7 @@ func (g *Registry) catalog(q query) error {
 		}
 	}
 	sort.Strings(all)
-	if all, err = page(q, all); err != nil {
-		return err
-	}
-	return g.json(q, "application/json", struct {
-		Repositories []string `json:"repositories"`
-	}{all})
+	return all, nil
 }
 
 // referrers lists the manifests whose subject a digest is. There may be none;

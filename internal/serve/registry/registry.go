@@ -116,6 +116,8 @@ func (g *Registry) serve(w http.ResponseWriter, r *http.Request) error {
 		handlers = map[string]func(query) error{"GET": g.base}
 	case kindCatalog:
 		handlers = map[string]func(query) error{"GET": g.catalog}
+	case kindSearch:
+		handlers = map[string]func(query) error{"GET": g.search}
 	case kindTags:
 		handlers = map[string]func(query) error{"GET": g.tags}
 	case kindReferrers:

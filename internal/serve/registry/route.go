@@ -12,6 +12,7 @@ type kind int
 const (
 	kindBase kind = iota
 	kindCatalog
+	kindSearch
 	kindTags
 	kindReferrers
 	kindManifest
@@ -37,8 +38,11 @@ const maxName = 255
 func parsePath(path string) (route, error) {
 	rest, ok := strings.CutPrefix(path, "/v2/")
 	if !ok {
-		if path == "/v2" {
+		switch path {
+		case "/v2":
 			return route{}, nil
+		case "/v1/search":
+			return route{kind: kindSearch}, nil
 		}
 		return route{}, fault(codeNotFound, http.StatusNotFound, "the API begins at /v2/")
 	}
