@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/buildkit/solver/errdefs"
@@ -103,6 +104,9 @@ type Engine struct {
 
 	imports imports // caches from elsewhere
 	journal journal // what was solved, for exporting it
+
+	added      atomic.Bool          // the store's cache grew
+	usedMounts map[string]time.Time // directories of the cache mounts that commands had
 }
 
 // New returns an engine.

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,6 +30,9 @@ type CacheRecord struct {
 
 	record store.Record
 	dir    string // of a cache mount
+	// reach is what stays because of this record, with its disk bytes, and not
+	// because of an image.
+	reach map[oci.Digest]int64
 }
 
 // Cache lists the build cache, the least recently used first. images are what
@@ -49,8 +53,13 @@ func Cache(ctx context.Context, s *store.Store, disk *store.Disk, images map[oci
 		}
 		reached := map[oci.Digest]bool{}
 		disk.Reach(reached, r.Holds...)
+		c.reach = map[oci.Digest]int64{}
 		for d := range reached {
-			if !images[d] && !charged[d] {
+			if images[d] {
+				continue
+			}
+			c.reach[d] = disk.Bytes[d]
+			if !charged[d] {
 				charged[d] = true
 				c.Size += disk.Bytes[d]
 			}
@@ -64,6 +73,79 @@ func Cache(ctx context.Context, s *store.Store, disk *store.Disk, images map[oci
 	list = append(list, mounts...)
 	slices.SortStableFunc(list, func(a, b CacheRecord) int { return a.Used.Compare(b.Used) })
 	return list, err
+}
+
+// Evict chooses from list what has to go for the cache to take no more than
+// keep says of its true bytes: the least recently used first, and only what may
+// go. Layers that several steps share go with the last of them.
+func Evict(list []CacheRecord, may func(*CacheRecord) bool, keep func(total int64) int64) []CacheRecord {
+	users := map[oci.Digest]int{}
+	var total int64
+	for i := range list {
+		c := &list[i]
+		if c.dir != "" {
+			total += c.Size
+		}
+		for d, n := range c.reach {
+			if users[d]++; users[d] == 1 {
+				total += n
+			}
+		}
+	}
+	most := keep(total)
+	order := make([]*CacheRecord, len(list))
+	for i := range list {
+		order[i] = &list[i]
+	}
+	// A step is in use as long as those that are built on it, and goes after them.
+	used := lastUses(list)
+	slices.SortStableFunc(order, func(a, b *CacheRecord) int {
+		return cmp.Or(used(a).Compare(used(b)), len(b.record.Holds)-len(a.record.Holds))
+	})
+	var gone []CacheRecord
+	for _, c := range order {
+		if most > 0 && total <= most {
+			break
+		}
+		if c.InUse || !may(c) {
+			continue
+		}
+		gone = append(gone, *c)
+		if c.dir != "" {
+			total -= c.Size
+		}
+		for d, n := range c.reach {
+			if users[d]--; users[d] == 0 {
+				total -= n
+			}
+		}
+	}
+	return gone
+}
+
+// lastUses returns when a record, or one that has all of its layers, was used
+// last: the least of its layers' last uses is that of the topmost one.
+func lastUses(list []CacheRecord) func(*CacheRecord) time.Time {
+	layers := map[oci.Digest]time.Time{}
+	for i := range list {
+		for _, d := range list[i].record.Holds {
+			if list[i].Used.After(layers[d]) {
+				layers[d] = list[i].Used
+			}
+		}
+	}
+	return func(c *CacheRecord) time.Time {
+		var last time.Time
+		for _, d := range c.record.Holds {
+			if t := layers[d]; last.IsZero() || t.Before(last) {
+				last = t
+			}
+		}
+		if last.IsZero() {
+			last = c.Used
+		}
+		return last
+	}
 }
 
 // cacheMounts lists what is below ROOT/caches and was filled.
@@ -131,6 +213,11 @@ func PruneCache(ctx context.Context, s *store.Store, list []CacheRecord, dry boo
 		n, err := emptyCache(c.dir, dry)
 		if err != nil {
 			return gone, bytes, err
+		}
+		if n >= 0 && !dry {
+			if err := s.DeleteRecord(ctx, bucketMounts, c.dir); err != nil {
+				return gone, bytes, err
+			}
 		}
 		if n >= 0 {
 			gone = append(gone, c)

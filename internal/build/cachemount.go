@@ -53,6 +53,7 @@ func (m *mounts) cache(ctx context.Context, mnt *pb.Mount) error {
 		return err
 	}
 	m.closers = append(m.closers, unlock)
+	m.changed(dir)
 	data := filepath.Join(dir, "data")
 	if err := m.restoreMount(ctx, key, mnt.CacheOpt.ID, dir, data, mnt.CacheOpt.Sharing); err != nil {
 		return err

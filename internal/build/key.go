@@ -314,6 +314,7 @@ func (s *step) remember(ctx context.Context, k key, out []*Snapshot) error {
 	if err != nil {
 		return err
 	}
+	s.changed("")
 	return s.opt.Store.PutRecord(ctx, store.Record{Bucket: bucketSteps, Key: string(k.digest), Value: b, Holds: holds})
 }
 

@@ -164,6 +164,11 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		printer.Close(nil)
 		return buildError(err)
 	}
+	limit, err := cacheLimit(st, f.cache.limit)
+	if err != nil {
+		printer.Close(nil)
+		return buildError(err)
+	}
 	if builder != nil {
 		if err := f.outputFlags.checkRemote(len(attests) > 0); err != nil {
 			return buildError(err)
@@ -217,6 +222,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return a.buildFailed(printer, err)
 	}
 	printer.Close(nil)
+	defer a.limitCache(ctx, engine, limit)
 	if len(out.skipped) > 0 {
 		fmt.Fprintf(a.Err, "WARNING: special files that need root were left out: %s\n", strings.Join(out.skipped, ", "))
 	}

@@ -29,6 +29,7 @@ type cacheFlags struct {
 func (f *cacheFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.from, "cache-from", nil, `External cache sources ("user/app:cache", "type=registry,ref=…", "type=local,src=path/to/dir")`)
 	fs.StringArrayVar(&f.to, "cache-to", nil, `Cache export destinations ("type=registry,ref=…[,mode=max]", "type=local,dest=path/to/dir", "type=inline"; mounts=true takes the cache mounts along)`)
+	fs.StringVar(&f.limit, "cache-limit", "", `How much disk the build cache may take after the build ("20GB", "none"; default is STRAKE_CACHE_LIMIT or what BuildKit has)`)
 }
 
 // cacheEnds are the caches that a build reads and writes.

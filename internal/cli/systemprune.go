@@ -7,11 +7,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
-	"github.com/strake-project/strake/internal/build"
-	"github.com/strake-project/strake/internal/cli/term"
 	"github.com/strake-project/strake/internal/container"
 	"github.com/strake-project/strake/internal/content/store"
 )
@@ -146,7 +143,7 @@ func (a *App) systemPrune(ctx context.Context, o *pruneOptions) error {
 	if err != nil {
 		return err
 	}
-	cache := cachePrune{pruneOptions: *o}
+	cache := cachePrune{pruneOptions: *o, filters: cacheFilters{o.filters}}
 	// The cache knows no labels: who asks for one means none of it.
 	if o.filters.values("label") == nil && o.filters.values("label!") == nil {
 		n, err := a.pruneCache(ctx, s, &cache)
@@ -186,131 +183,4 @@ func (o *pruneOptions) systemWarning() string {
 		text += "  Items to be pruned will be filtered with:\n  - " + strings.Join(given, "\n  - ") + "\n\n"
 	}
 	return text + "Are you sure you want to continue? [y/N] "
-}
-
-func (a *App) builderCommand() *cobra.Command {
-	return a.group("builder", "Manage builds", a.builderPruneCommand(), a.builderDuCommand())
-}
-
-// buildxCommand is the same under the name of docker's plugin.
-func (a *App) buildxCommand() *cobra.Command {
-	return a.group("buildx", "Manage builds, by docker buildx's names", a.buildCommand("build"), a.builderDuCommand(), a.builderPruneCommand(), a.imagetoolsCommand())
-}
-
-// cachePrune is what the build cache's prune takes beside what all take.
-type cachePrune struct {
-	pruneOptions
-	keep string
-}
-
-func (a *App) builderPruneCommand() *cobra.Command {
-	var o cachePrune
-	cmd := &cobra.Command{
-		Use:     "prune [OPTIONS]",
-		Short:   "Remove build cache",
-		Example: "  strake builder prune -f --keep-storage 10GB",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.filters.check("until", "unused-for"); err != nil {
-				return err
-			}
-			what := "all dangling build cache"
-			if o.all {
-				what = "all build cache"
-			}
-			if yes, err := a.agreed(cmd.Context(), &o.pruneOptions, "WARNING! This will remove "+what+". Are you sure you want to continue? [y/N] "); err != nil || !yes {
-				return err
-			}
-			s, err := a.Store()
-			if err != nil {
-				return err
-			}
-			bytes, err := a.pruneCache(cmd.Context(), s, &o)
-			if err != nil {
-				return err
-			}
-			if o.dry {
-				a.wouldFree(bytes)
-			} else {
-				fmt.Fprintf(a.Out, "Total:\t%s\n", units.HumanSize(float64(bytes)))
-			}
-			return nil
-		},
-	}
-	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "Remove also what images share")
-	cmd.Flags().StringVar(&o.keep, "keep-storage", "", "Keep this much of it, what was used last (e.g. 10GB)")
-	o.pruneFlags(cmd, "until=")
-	return cmd
-}
-
-// pruneCache removes what o lets through and prints it.
-func (a *App) pruneCache(ctx context.Context, s *store.Store, o *cachePrune) (int64, error) {
-	for i := range o.filters {
-		if o.filters[i].key == "unused-for" {
-			o.filters[i].key = "until"
-		}
-	}
-	until, err := o.filters.before()
-	if err != nil {
-		return 0, err
-	}
-	var keep int64
-	if o.keep != "" {
-		if keep, err = units.RAMInBytes(o.keep); err != nil {
-			return 0, fmt.Errorf("invalid argument %q for \"--keep-storage\" flag: %w", o.keep, err)
-		}
-	}
-	u, err := a.usage(ctx)
-	if err != nil {
-		return 0, err
-	}
-	var total int64
-	for _, c := range u.cache {
-		total += c.Size
-	}
-	var list []build.CacheRecord
-	for _, c := range u.cache { // the least recently used first
-		if c.InUse || c.Shared && !o.all || !until.IsZero() && !c.Used.Before(until) || o.keep != "" && total <= keep {
-			continue
-		}
-		total -= c.Size
-		list = append(list, c)
-	}
-	gone, bytes, err := build.PruneCache(ctx, s, list, o.dry)
-	if len(gone) > 0 {
-		fmt.Fprintln(a.Out, o.title("build cache objects"))
-		for _, c := range gone {
-			fmt.Fprintln(a.Out, c.ID)
-		}
-		fmt.Fprintln(a.Out)
-	}
-	return bytes, daemon(err)
-}
-
-func (a *App) builderDuCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "du",
-		Short:   "Show the build cache's disk usage",
-		Example: "  strake builder du",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			u, err := a.usage(cmd.Context())
-			if err != nil {
-				return err
-			}
-			human := func(n int64) string { return units.HumanSize(float64(n)) }
-			var total, free int64
-			w := term.NewTable(a.Out)
-			fmt.Fprintln(w, "ID\tRECLAIMABLE\tSIZE\tLAST ACCESSED")
-			for _, c := range slices.Backward(u.cache) {
-				fmt.Fprintf(w, "%s\t%t\t%s\t%s\n", c.ID[:25], !c.InUse, human(c.Size), ago(c.Used))
-				total += c.Size
-				if !c.InUse {
-					free += c.Size
-				}
-			}
-			fmt.Fprintf(w, "Reclaimable:\t%s\nTotal:\t%s\n", human(free), human(total))
-			return w.Flush()
-		},
-	}
 }

@@ -1,0 +1,347 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/strake-project/strake/internal/build"
+	"github.com/strake-project/strake/internal/cli/term"
+	"github.com/strake-project/strake/internal/content/store"
+)
+
+func (a *App) builderCommand() *cobra.Command {
+	return a.group("builder", "Manage builds", a.builderPruneCommand(), a.builderDuCommand())
+}
+
+// buildxCommand is the same under the name of docker's plugin.
+func (a *App) buildxCommand() *cobra.Command {
+	return a.group("buildx", "Manage builds, by docker buildx's names", a.buildCommand("build"), a.builderDuCommand(), a.builderPruneCommand(), a.imagetoolsCommand())
+}
+
+// cacheFilters are --filter of the build cache, some of which are bare words.
+type cacheFilters struct{ filters }
+
+// cacheWords are filters without a value.
+var cacheWords = []string{"inuse", "shared", "private", "mutable", "immutable"}
+
+// Set implements pflag.Value.
+func (f *cacheFilters) Set(s string) error {
+	if slices.Contains(cacheWords, s) {
+		s += "=true"
+	}
+	return f.filters.Set(strings.Replace(strings.Replace(s, "==", "=", 1), "~=", "=", 1))
+}
+
+// check refuses what is no filter of the build cache.
+func (f *cacheFilters) check() error {
+	if err := f.filters.check(append([]string{"until", "unused-for", "id", "type", "description"}, cacheWords...)...); err != nil {
+		return err
+	}
+	for i := range f.filters {
+		if f.filters[i].key == "unused-for" {
+			f.filters[i].key = "until"
+		}
+	}
+	for _, k := range []string{"id", "description"} {
+		for _, v := range f.values(k) {
+			if _, err := regexp.Compile(v); err != nil {
+				return daemonf("invalid filter '%s=%s'", k, v)
+			}
+		}
+	}
+	for _, k := range cacheWords {
+		if len(f.values(k)) > 0 {
+			if _, err := f.boolean(k); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// match tells whether the record is let through, but for its age. ID and
+// description are regular expressions, as in BuildKit.
+func (f *cacheFilters) match(c *build.CacheRecord) bool {
+	mount := c.Type == "exec.cachemount"
+	for _, x := range f.filters {
+		yes := x.value == "1" || x.value == "true"
+		ok := true
+		switch x.key {
+		case "id":
+			ok = regexp.MustCompile(x.value).MatchString(c.ID)
+		case "description":
+			ok = regexp.MustCompile(x.value).MatchString(c.Description)
+		case "type":
+			ok = x.value == c.Type
+		case "inuse":
+			ok = c.InUse == yes
+		case "shared":
+			ok = c.Shared == yes
+		case "private":
+			ok = c.Shared != yes
+		case "mutable":
+			ok = mount == yes
+		case "immutable":
+			ok = mount != yes
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// cachePrune is what the build cache's prune takes beside what all take.
+type cachePrune struct {
+	pruneOptions
+	filters                    cacheFilters
+	reserved, maxUsed, minFree string
+	keepStorage                string
+	verbose                    bool
+}
+
+// limit is what of the cache stays, from flags like --reserved-space.
+func (o *cachePrune) limit() (l build.CacheLimit, err error) {
+	for _, f := range []struct {
+		name, value string
+		into        *int64
+	}{
+		{"keep-storage", o.keepStorage, &l.Reserved}, {"reserved-space", o.reserved, &l.Reserved},
+		{"max-used-space", o.maxUsed, &l.Max}, {"min-free-space", o.minFree, &l.MinFree},
+	} {
+		if f.value == "" {
+			continue
+		}
+		n, err := units.RAMInBytes(f.value)
+		if err != nil || n < 0 {
+			return l, fmt.Errorf("invalid argument %q for \"--%s\" flag: invalid size: '%s'", f.value, f.name, f.value)
+		}
+		*f.into = n
+	}
+	return l, nil
+}
+
+func (a *App) builderPruneCommand() *cobra.Command {
+	var o cachePrune
+	cmd := &cobra.Command{
+		Use:   "prune [OPTIONS]",
+		Short: "Remove build cache",
+		Example: `  strake builder prune -f --keep-storage 10GB
+  strake builder prune -a --dry-run --filter until=48h`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.builderPrune(cmd.Context(), &o) },
+	}
+	fs := cmd.Flags()
+	fs.BoolVarP(&o.all, "all", "a", false, "Remove also what images share")
+	fs.StringVar(&o.reserved, "reserved-space", "", "Amount of disk space always allowed to keep for cache (e.g. 10GB): what was used last")
+	fs.StringVar(&o.keepStorage, "keep-storage", "", "The same as --reserved-space, docker's older name")
+	fs.StringVar(&o.maxUsed, "max-used-space", "", "Maximum amount of disk space allowed to keep for cache")
+	fs.StringVar(&o.minFree, "min-free-space", "", "Target amount of free disk space after pruning")
+	fs.BoolVar(&o.verbose, "verbose", false, "Show all that is known of what goes")
+	fs.BoolVarP(&o.force, "force", "f", false, "Do not prompt for confirmation")
+	fs.BoolVar(&o.dry, "dry-run", false, "Show what would go, with true bytes, and change nothing")
+	fs.Var(&o.filters, "filter", `Remove only what fits ("until=24h", "unused-for=24h", "id=…", "type=exec.cachemount", "description=…", "private", "shared")`)
+	return cmd
+}
+
+func (a *App) builderPrune(ctx context.Context, o *cachePrune) error {
+	if err := o.filters.check(); err != nil {
+		return err
+	}
+	if _, err := o.limit(); err != nil {
+		return err
+	}
+	what := "all dangling build cache"
+	if o.all {
+		what = "all build cache"
+	}
+	if yes, err := a.agreed(ctx, &o.pruneOptions, "WARNING! This will remove "+what+". Are you sure you want to continue? [y/N] "); err != nil || !yes {
+		return err
+	}
+	s, err := a.Store()
+	if err != nil {
+		return err
+	}
+	gone, bytes, err := a.selectCache(ctx, s, o)
+	if err != nil {
+		return err
+	}
+	if o.verbose {
+		printCacheVerbose(a, gone)
+	} else if len(gone) > 0 {
+		if err := printCacheTable(a, gone); err != nil {
+			return err
+		}
+	}
+	if o.dry {
+		a.wouldFree(bytes)
+		return nil
+	}
+	fmt.Fprintf(a.Out, "Total:\t%s\n", units.HumanSize(float64(bytes)))
+	return nil
+}
+
+// pruneCache is the build cache's part of `system prune`.
+func (a *App) pruneCache(ctx context.Context, s *store.Store, o *cachePrune) (int64, error) {
+	gone, bytes, err := a.selectCache(ctx, s, o)
+	if len(gone) > 0 {
+		fmt.Fprintln(a.Out, o.title("build cache objects"))
+		for _, c := range gone {
+			fmt.Fprintln(a.Out, c.ID)
+		}
+		fmt.Fprintln(a.Out)
+	}
+	return bytes, err
+}
+
+// selectCache removes what o lets through, unless o is a dry run, and returns
+// it with the bytes that are free then.
+func (a *App) selectCache(ctx context.Context, s *store.Store, o *cachePrune) ([]build.CacheRecord, int64, error) {
+	until, err := o.filters.before()
+	if err != nil {
+		return nil, 0, err
+	}
+	limit, err := o.limit()
+	if err != nil {
+		return nil, 0, err
+	}
+	u, err := a.usage(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	_, free, err := build.DiskSpace(s)
+	if err != nil {
+		return nil, 0, err
+	}
+	may := func(c *build.CacheRecord) bool {
+		return (o.all || !c.Shared || len(o.filters.values("shared")) > 0) && (until.IsZero() || c.Used.Before(until)) && o.filters.match(c)
+	}
+	list := build.Evict(u.cache, may, func(total int64) int64 { return limit.Keep(total, free) })
+	gone, bytes, err := build.PruneCache(ctx, s, list, o.dry)
+	return gone, bytes, daemon(err)
+}
+
+func (a *App) builderDuCommand() *cobra.Command {
+	var filters cacheFilters
+	var verbose bool
+	var format string
+	cmd := &cobra.Command{
+		Use:   "du",
+		Short: "Show the build cache's disk usage: true bytes, what is shared counted once",
+		Example: `  strake builder du
+  strake builder du --verbose --filter type=exec.cachemount`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.builderDu(cmd.Context(), filters, verbose, format)
+		},
+	}
+	fs := cmd.Flags()
+	fs.Var(&filters, "filter", `Show only what fits ("until=24h", "id=…", "type=regular", "description=…", "inuse", "private", "shared")`)
+	fs.BoolVar(&verbose, "verbose", false, "Show all that is known of each record")
+	fs.StringVar(&format, "format", "", formatHelp)
+	return cmd
+}
+
+func (a *App) builderDu(ctx context.Context, filters cacheFilters, verbose bool, format string) error {
+	if verbose && format != "" && format != "pretty" {
+		return fmt.Errorf("--format and --verbose cannot be used together")
+	}
+	if err := filters.check(); err != nil {
+		return err
+	}
+	until, err := filters.before()
+	if err != nil {
+		return err
+	}
+	u, err := a.usage(ctx)
+	if err != nil {
+		return err
+	}
+	list := slices.DeleteFunc(u.cache, func(c build.CacheRecord) bool {
+		return !filters.match(&c) || !until.IsZero() && !c.Used.Before(until)
+	})
+	slices.Reverse(list) // what was used last first
+	switch {
+	case verbose || format == "pretty":
+		printCacheVerbose(a, list)
+	case format != "" && format != "table":
+		rows := make([]*cacheRow, len(list))
+		for i := range list {
+			rows[i] = newCacheRow(&list[i])
+		}
+		return term.PrintRows(a.Out, format, term.Header{"ID": "ID", "Reclaimable": "RECLAIMABLE", "Size": "SIZE", "LastUsedAt": "LAST ACCESSED",
+			"Type": "TYPE", "Description": "DESCRIPTION", "CreatedAt": "CREATED", "Mutable": "MUTABLE", "Shared": "SHARED"}, rows)
+	default:
+		if err := printCacheTable(a, list); err != nil {
+			return err
+		}
+	}
+	var total, free, shared int64
+	for i := range list {
+		c := &list[i]
+		total += c.Size
+		if !c.InUse {
+			free += c.Size
+		}
+		if c.Shared {
+			shared += c.Size
+		}
+	}
+	human := func(n int64) string { return units.HumanSize(float64(n)) }
+	w := term.NewTable(a.Out)
+	if shared > 0 {
+		fmt.Fprintf(w, "Shared:\t%s\nPrivate:\t%s\n", human(shared), human(total-shared))
+	}
+	fmt.Fprintf(w, "Reclaimable:\t%s\nTotal:\t%s\n", human(free), human(total))
+	return w.Flush()
+}
+
+// cacheRow is a line of `builder du`; its fields are the placeholders.
+type cacheRow struct {
+	CreatedAt, Description, ID, LastUsedAt string
+	Mutable, Reclaimable, Shared           bool
+	Size, Type                             string
+}
+
+func newCacheRow(c *build.CacheRecord) *cacheRow {
+	return &cacheRow{ID: shortCacheID(c), Type: c.Type, Description: c.Description, Mutable: c.Type == "exec.cachemount",
+		Reclaimable: !c.InUse, Shared: c.Shared, Size: units.HumanSize(float64(c.Size)),
+		CreatedAt: c.Created.UTC().Format(time.RFC3339Nano), LastUsedAt: ago(c.Used)}
+}
+
+// shortCacheID is as long as BuildKit's.
+func shortCacheID(c *build.CacheRecord) string { return c.ID[:25] }
+
+func printCacheTable(a *App, list []build.CacheRecord) error {
+	w := term.NewTable(a.Out)
+	fmt.Fprintln(w, "ID\tRECLAIMABLE\tSIZE\tLAST ACCESSED")
+	for i := range list {
+		r := newCacheRow(&list[i])
+		if r.Mutable {
+			r.ID += "*"
+		}
+		fmt.Fprintf(w, "%s\t%t\t%s\t%s\n", r.ID, r.Reclaimable, r.Size, r.LastUsedAt)
+	}
+	return w.Flush()
+}
+
+func printCacheVerbose(a *App, list []build.CacheRecord) {
+	w := term.NewTable(a.Out)
+	for i := range list {
+		c, r := &list[i], newCacheRow(&list[i])
+		fmt.Fprintf(w, "ID:\t%s\nCreated at:\t%s\nMutable:\t%t\nReclaimable:\t%t\nShared:\t%t\nSize:\t%s\n",
+			r.ID, c.Created.UTC(), r.Mutable, r.Reclaimable, r.Shared, r.Size)
+		if c.Description != "" {
+			fmt.Fprintf(w, "Description:\t%s\n", c.Description)
+		}
+		fmt.Fprintf(w, "Last used:\t%s\nType:\t%s\n\n", r.LastUsedAt, c.Type)
+	}
+	w.Flush()
+}
