@@ -170,10 +170,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return buildError(err)
 	}
 	if builder != nil {
-		if err := f.outputFlags.checkRemote(len(attests) > 0); err != nil {
-			return buildError(err)
-		}
-		return a.buildRemote(ctx, f, st, printer, remoteBuild{builder, in, opts, secrets, names})
+		return a.buildRemote(ctx, f, st, printer, remoteBuild{builder, in, opts, secrets, outs, attests})
 	}
 	net := a.userNetwork(ctx, st, f.network)
 	defer net.Close()

@@ -35,14 +35,6 @@ func (f *outputFlags) add(fs *pflag.FlagSet) {
 	f.loadSet = func() bool { return fs.Changed("load") }
 }
 
-// checkRemote refuses what a build on a daemon does not do yet.
-func (f *outputFlags) checkRemote(attests bool) error {
-	if attests || len(f.outputs) > 0 || len(f.annotations) > 0 || f.squash {
-		return errors.New("--output, --annotation, --squash and attestations are for builds on this machine: with --builder the image comes into the store, or is pushed with --push")
-	}
-	return nil
-}
-
 // The kinds of output. registry is image with push=true.
 const (
 	outImage  = "image"
@@ -441,6 +433,7 @@ func (f *outputFlags) annotate(o *buildOutput) error {
 			if err != nil {
 				return err
 			}
+			o.attr[name+"."+key] = v // what a daemon is told
 			if !known {
 				return fmt.Errorf("invalid annotation type %q", t)
 			}

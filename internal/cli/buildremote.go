@@ -4,17 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
 	"github.com/spf13/pflag"
 
+	"github.com/strake-project/strake/internal/build"
 	"github.com/strake-project/strake/internal/build/remote"
 	"github.com/strake-project/strake/internal/cli/term"
 	"github.com/strake-project/strake/internal/content/remote/auth"
 	"github.com/strake-project/strake/internal/content/store"
-	"github.com/strake-project/strake/internal/oci/ref"
+	"github.com/strake-project/strake/internal/oci"
 )
 
 // builderFlags say who builds: this process, or a BuildKit daemon.
@@ -50,11 +53,12 @@ type remoteBuild struct {
 	input   *buildInput
 	opts    map[string]string
 	secrets buildSecrets
-	names   []ref.Ref
+	outs    []*buildOutput
+	attests map[string]attestation
 }
 
 // buildRemote builds on a daemon and ends the progress.
-func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, printer *term.BuildPrinter, b remoteBuild) error {
+func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, printer *term.BuildPrinter, b remoteBuild) (err error) {
 	if f.shell.onFail {
 		printer.Close(nil)
 		return buildError(errors.New("--shell-on-fail is for builds on this machine"))
@@ -73,11 +77,16 @@ func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, p
 		GitAgent:    b.input.gitAgent,
 		Events:      printer.Event,
 		Credentials: auth.Docker(a.flags.config),
-		Names:       b.names,
-		Load:        !f.push,
-		Push:        f.push,
 	}
-	var err error
+	for kind, at := range b.attests {
+		b.opts["attest:"+kind] = at.frontend()
+	}
+	files, err := a.remoteOutputs(&o, f, b.outs)
+	if err != nil {
+		printer.Close(nil)
+		return buildError(err)
+	}
+	defer func() { err = files.close(err) }()
 	if o.CacheFrom, o.CacheTo, err = f.cache.forDaemon(); err != nil {
 		printer.Close(nil)
 		return buildError(err)
@@ -109,11 +118,30 @@ func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, p
 	if res.Metadata != nil {
 		return a.printSubrequest(res.Metadata)
 	}
-	if err := f.writeResult(&res.Exported, b.names, false); err != nil {
+	if err := files.close(nil); err != nil {
+		return buildError(err)
+	}
+	var made *build.Exported
+	if res.Target.Digest != "" {
+		made = &res.Exported
+	}
+	several := oci.IsIndex(res.Target.MediaType)
+	if err := f.writeResult(made, o.Names, several); err != nil {
 		return buildError(err)
 	}
 	if f.quiet {
-		fmt.Fprintln(a.Out, res.ID)
+		fmt.Fprintln(a.Out, imageID(made, several))
 	}
 	return nil
+}
+
+// frontend is the attestation as BuildKit's frontends are asked for it.
+func (at attestation) frontend() string {
+	var fields []string
+	for _, k := range slices.Sorted(maps.Keys(at.attr)) {
+		if k != "type" && k != "disabled" {
+			fields = append(fields, k+"="+at.attr[k])
+		}
+	}
+	return strings.Join(fields, ",")
 }

@@ -54,9 +54,10 @@ type Options struct {
 
 	// Names are the image's names.
 	Names []ref.Ref
-	// Load takes the image into the store; Push makes the daemon push it.
-	Load, Push bool
-	// Exports are further outputs.
+	// Load takes the image into the store, as Attrs of BuildKit's exporter say.
+	Load  bool
+	Attrs map[string]string
+	// Exports are further outputs, which the daemon pushes or sends.
 	Exports []client.ExportEntry
 	// CacheFrom and CacheTo are where the daemon imports and exports cache.
 	CacheFrom, CacheTo []client.CacheOptionsEntry
@@ -172,26 +173,17 @@ func (o *Options) solve(ctx context.Context) (*client.SolveOpt, *sink, error) {
 		}
 		s.Session = append(s.Session, up)
 	}
-	if o.Push {
-		s.Exports = append(s.Exports, client.ExportEntry{Type: client.ExporterImage, Attrs: map[string]string{"name": o.joined(), "push": "true"}})
-	}
 	sink, err := newSink(ctx, o.Store)
 	if err != nil {
 		return nil, nil, err
 	}
 	if o.Load {
-		s.Exports = append(s.Exports, client.ExportEntry{Type: client.ExporterOCI, Attrs: map[string]string{"tar": "false"}, OutputStore: sink})
+		attrs := map[string]string{}
+		maps.Copy(attrs, o.Attrs)
+		attrs["tar"] = "false"
+		s.Exports = append(s.Exports, client.ExportEntry{Type: client.ExporterOCI, Attrs: attrs, OutputStore: sink})
 	}
 	return s, sink, nil
-}
-
-// joined are the names as exporters take them.
-func (o *Options) joined() string {
-	all := make([]string, len(o.Names))
-	for i, n := range o.Names {
-		all[i] = n.String()
-	}
-	return strings.Join(all, ",")
 }
 
 // finish makes what arrived an image of the store.
