@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/solver/pb"
@@ -198,15 +197,13 @@ func (s *step) local(ctx context.Context, name string, attrs map[string]string) 
 			}
 		}
 	}
-	started := time.Now()
-	id := "transferring " + name + ":"
-	s.Emit(Event{Status: &Status{Vertex: s.v.Digest, ID: id, Started: started}})
 	d, err := local.Open(ctx, dir, opt)
 	if err != nil {
 		return nil, err
 	}
 	s.opened(d)
-	now := time.Now()
-	s.Emit(Event{Status: &Status{Vertex: s.v.Digest, ID: id, Started: started, Completed: &now}})
+	if err := s.loadLocal(ctx, name, d); err != nil {
+		return nil, err
+	}
 	return &Snapshot{store: s.opt.Store, view: d}, nil
 }

@@ -74,6 +74,7 @@ func (d *Dir) hash(n *node, buf []byte) (*hashed, error) {
 	if _, err := io.CopyBuffer(struct{ io.Writer }{sum}, struct{ io.Reader }{f}, buf); err != nil {
 		return nil, err
 	}
+	d.loaded.Add(f.read)
 	h := &hashed{digest: digest.NewDigest(digest.SHA256, sum), racy: n.id.racy(began)}
 	if !n.digest.CompareAndSwap(nil, h) {
 		return n.digest.Load(), nil

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -50,6 +51,7 @@ type Dir struct {
 	filters filters
 	top     *node
 	cache   *cache
+	loaded  atomic.Int64
 }
 
 var _ tree.View = (*Dir)(nil)

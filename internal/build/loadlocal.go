@@ -1,0 +1,44 @@
+package build
+
+import (
+	"context"
+	"time"
+
+	"github.com/strake-project/strake/internal/build/local"
+)
+
+// loadLocal reads of a directory what copies will ask for, and reports the
+// bytes: what docker calls transferring.
+func (s *step) loadLocal(ctx context.Context, name string, d *local.Dir) error {
+	st := Status{Vertex: s.v.Digest, ID: "transferring " + name + ":", Started: time.Now()}
+	first := st
+	s.Emit(Event{Status: &first})
+	done := make(chan error, 1)
+	var size int64
+	go func() {
+		var err error
+		size, err = d.Load(ctx)
+		done <- err
+	}()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				return err
+			}
+			now := time.Now()
+			st.Current, st.Completed = d.Loaded(), &now
+			if name == "dockerfile" {
+				st.Current = size // it is read whole, whether its digest is known or not
+			}
+			s.Emit(Event{Status: &st})
+			return nil
+		case <-tick.C:
+			now := st
+			now.Current = d.Loaded()
+			s.Emit(Event{Status: &now})
+		}
+	}
+}
