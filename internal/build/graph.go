@@ -101,6 +101,9 @@ func (l *loader) node(d oci.Digest, depth int) (*Node, error) {
 	if depth > maxOps {
 		return nil, fmt.Errorf("LLB is too deep: %w", oci.ErrInvalid)
 	}
+	if err := complete(op); err != nil {
+		return nil, fmt.Errorf("LLB operation %s: %w", d, err)
+	}
 	v := &Node{Digest: d, Op: op}
 	for _, in := range op.Inputs {
 		e, err := l.edge(in, depth+1)
@@ -121,6 +124,26 @@ func (l *loader) node(d oci.Digest, depth int) (*Node, error) {
 	v.Sources = l.places(d)
 	l.nodes[d] = v
 	return v, nil
+}
+
+// complete fails with oci.ErrInvalid where op lacks a part that every operation
+// of its kind has.
+func complete(op *pb.Op) error {
+	switch o := op.Op.(type) {
+	case nil:
+		return fmt.Errorf("it does nothing: %w", oci.ErrInvalid)
+	case *pb.Op_Exec:
+		if len(o.Exec.GetMeta().GetArgs()) == 0 {
+			return fmt.Errorf("it is a command without arguments: %w", oci.ErrInvalid)
+		}
+	case *pb.Op_File:
+		for _, a := range o.File.GetActions() {
+			if a.GetAction() == nil {
+				return fmt.Errorf("it is a file operation without an action: %w", oci.ErrInvalid)
+			}
+		}
+	}
+	return nil
 }
 
 func (l *loader) places(d oci.Digest) []Place {
