@@ -155,6 +155,10 @@ RUN touch -d @0 /tmp/mine && id -u >/tmp/mine && touch -d @0 /tmp/mine /tmp ; tr
 	if n := strings.Count(layers[0], "sha256:"); n != 5 {
 		t.Errorf("%d layers", n)
 	}
+	t.Setenv("STRAKE_ROOT", "") // root may not take the user's store for its own
+	if out, err := exec.Command(filepath.Join(dir, "strake"), "--root", filepath.Join(dir, "store"), "images").CombinedOutput(); err == nil || !strings.Contains(string(out), "use it as that user") {
+		t.Errorf("root in the user's store: %v\n%s", err, out)
+	}
 	// Everything goes away again, also what belongs to subordinate ids.
 	if out, err := run(nil, "strake", "system", "prune", "-af"); err != nil {
 		t.Errorf("system prune: %v\n%s", err, out)

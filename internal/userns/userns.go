@@ -23,9 +23,18 @@ import (
 // it; its value is the user's id outside.
 const marker = "_STRAKE_USERNS"
 
+// namespace is a user namespace.
+type namespace struct {
+	other      bool // than the machine's
+	uids, gids []span
+}
+
 // own is what this process's namespace maps, read once: where a container has
 // been entered, its /proc may not be there.
-var own = sync.OnceValue(func() (m struct{ uids, gids []span }) {
+var own = sync.OnceValue(func() (m namespace) {
+	const machines = "user:[4026531837]" // a constant of the kernel
+	name, err := os.Readlink("/proc/self/ns/user")
+	m.other = err == nil && name != machines
 	m.uids, m.gids = mapped("/proc/self/uid_map"), mapped("/proc/self/gid_map")
 	return m
 })
@@ -33,10 +42,7 @@ var own = sync.OnceValue(func() (m struct{ uids, gids []span }) {
 // Inside tells whether this process lives in another user namespace than the
 // machine's: one that Enter made, or that of an unprivileged container. There
 // the kernel lets nobody make device nodes or set trusted xattrs.
-func Inside() bool {
-	m := own()
-	return m.uids != nil && !slices.Equal(m.uids, []span{{0, 0, 1<<32 - 1}})
-}
+func Inside() bool { return own().other }
 
 // Entered tells whether Enter started this process, and forgets the mark, so
 // that what this process starts does not find it.

@@ -32,6 +32,7 @@
 //	leases/ID                what a lease holds; locked while its process lives
 //	work/ID/…                scratch directories of a lease
 //	work/trash-…             what is being deleted
+//	userns                   marks a store whose trees a user namespace made
 package store
 
 import (
@@ -141,9 +142,13 @@ func Open(root string, opt Options) (*Store, error) {
 		return nil, fmt.Errorf("store %s: %w", root, err)
 	}
 	s.boot = strings.TrimSpace(string(boot))
+	if err := s.checkNamespace(); err != nil {
+		return nil, err
+	}
 	if err := s.openDatabase(); err != nil {
 		return nil, err
 	}
+	s.markNamespace()
 	return s, nil
 }
 
