@@ -134,7 +134,11 @@ func printCommands(b *strings.Builder, title string, cmds []*cobra.Command) {
 		return
 	}
 	fmt.Fprintf(b, "\n%s:\n", title)
+	width := 11
 	for _, c := range cmds {
-		fmt.Fprintf(b, "  %-11s %s\n", c.Name(), c.Short)
+		width = max(width, len(c.Name()))
+	}
+	for _, c := range cmds {
+		fmt.Fprintf(b, "  %-*s %s\n", width, c.Name(), c.Short)
 	}
 }

@@ -37,7 +37,9 @@ func (a *App) topLevel() []*cobra.Command {
 		a.historyCommand("history"),
 		a.importCommand("import"),
 		a.inspectCommand(),
+		a.installShimCommand(),
 		a.loadCommand("load"),
+		a.manCommand(),
 		a.outdatedCommand(),
 		a.rmCommand("rm"),
 		a.rmiCommand("rmi"),
@@ -68,6 +70,9 @@ func (a *App) run(ctx context.Context, args []string) error {
 	if a.flags.version {
 		fmt.Fprintln(a.Out, a.versionLine())
 		return nil
+	}
+	if len(rest) > 0 && (rest[0] == cobra.ShellCompRequestCmd || rest[0] == cobra.ShellCompNoDescRequestCmd) {
+		a.setCompletion(root)
 	}
 	root.SetArgs(rest)
 	return root.ExecuteContext(ctx)

@@ -3,6 +3,7 @@ package store
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
 )
 
 // The journal of names is a second copy of what has a name, in a file of lines:
@@ -151,4 +153,18 @@ func parseName(line string) (e nameEvent, ok bool) {
 		e.digest = oci.Digest(part[2])
 	}
 	return e, e.valid()
+}
+
+// AllTags lists every tag, sorted: what a shell completes.
+func (s *Store) AllTags(ctx context.Context) ([]ref.Ref, error) {
+	var all []ref.Ref
+	err := s.read(ctx, func(t *tx) error {
+		return t.each(func(scan func(...any) error) error {
+			var repo, tag string
+			err := scan(&repo, &tag)
+			all = append(all, repository(repo).WithTag(tag))
+			return err
+		}, "SELECT repo, tag FROM tag ORDER BY repo, tag")
+	})
+	return all, err
 }
