@@ -230,6 +230,11 @@ func PruneCache(ctx context.Context, s *store.Store, list []CacheRecord, dry boo
 		if err != nil {
 			return gone, bytes, err
 		}
+		known, err := s.Records(ctx, bucketKnown)
+		if err != nil {
+			return gone, bytes, err
+		}
+		selected = append(selected, known...)
 		oldest := slices.MaxFunc(list, func(a, b CacheRecord) int { return a.Used.Compare(b.Used) }).Used
 		for _, r := range selected {
 			if !r.Used.After(oldest) {

@@ -95,11 +95,11 @@ func newImported(from CacheSource, p cache.Part) *importedCache {
 }
 
 // lookupImported returns the step's outputs if an imported cache knows the
-// step. Their layers are fetched, and a step whose layers the cache lacks is
+// step, or the store of an earlier import. Their layers are fetched, and a step whose layers the cache lacks is
 // run, once something needs them.
 func (s *step) lookupImported(ctx context.Context, k key) ([]*Snapshot, error) {
 	if s.imports.done == nil {
-		return nil, nil
+		return s.lookupKnown(ctx, k)
 	}
 	select {
 	case <-s.imports.done:
@@ -107,27 +107,33 @@ func (s *step) lookupImported(ctx context.Context, k key) ([]*Snapshot, error) {
 		return nil, context.Cause(ctx)
 	}
 	n := outputsOf(s.v.Op)
-	h := &hit{step: s, key: k}
+	var from *importedCache
+	var found *cache.Record
 	for _, c := range s.imports.caches {
 		// The first that has the layers, or else the first that knows the step.
 		r := c.records[k.digest]
-		if r == nil || len(r.Outputs) != n || h.from != nil && !whole(r) {
+		if r == nil || len(r.Outputs) != n || from != nil && !whole(r) {
 			continue
 		}
-		h.from, h.record = c, r
-		if whole(r) {
+		if from, found = c, r; whole(r) {
 			break
 		}
 	}
-	if h.from == nil {
-		return nil, nil
+	if from == nil {
+		return s.lookupKnown(ctx, k)
 	}
-	out := make([]*Snapshot, n)
+	return s.found(from, found, k), nil
+}
+
+// found are the outputs of a step that a cache knows.
+func (s *step) found(from *importedCache, r *cache.Record, k key) []*Snapshot {
+	h := &hit{step: s, key: k, from: from, record: r}
+	out := make([]*Snapshot, len(r.Outputs))
 	for i := range out {
 		out[i] = newSnapshot(s.opt.Store, nil, k.output(i))
 		out[i].hit, out[i].index = h, i
 	}
-	return out, nil
+	return out
 }
 
 // whole tells whether the cache has the layers of all outputs.
@@ -319,6 +325,13 @@ func (s *step) contentOf(ctx context.Context, in *Snapshot, cp *pb.FileActionCop
 	var d oci.Digest
 	if in != nil && in.hit != nil && !in.hit.have.Load() {
 		d = in.hit.from.contents[[2]oci.Digest{of, which}]
+		if in.hit.from.src == nil {
+			if r, err := s.opt.Store.GetRecord(ctx, bucketSelected, knownContent(of, which)); err == nil {
+				d = oci.Digest(r.Value)
+			} else if !errors.Is(err, oci.ErrNotFound) {
+				return "", err
+			}
+		}
 	}
 	if d == "" {
 		var err error

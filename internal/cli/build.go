@@ -218,6 +218,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if err := engine.ExportCaches(ctx, res.Images); err != nil {
 		return a.buildFailed(printer, err)
 	}
+	if err := engine.RememberImports(ctx); err != nil {
+		return a.buildFailed(printer, err)
+	}
 	printer.Close(nil)
 	defer a.limitCache(ctx, engine, limit)
 	if len(out.skipped) > 0 {
