@@ -7,6 +7,7 @@ import (
 
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
+	"github.com/strake-project/strake/internal/userns"
 )
 
 // Removal says what Remove takes away.
@@ -183,7 +184,13 @@ func (s *Store) Reclaim(ctx context.Context, operations ...int64) (*Freed, error
 
 // relieve reclaims what has waited long enough and, where the disk is nearly
 // full, the oldest of the rest until it is not; with all, everything.
+//
+// Outside the user namespace that made them an ordinary user cannot delete
+// trees: the next command that is inside does.
 func (s *Store) relieve(ctx context.Context, all bool) error {
+	if s.rootless && !userns.Inside() {
+		return nil
+	}
 	type item struct{ op, at int64 }
 	var items []item
 	err := s.read(ctx, func(t *tx) error {
