@@ -125,7 +125,8 @@ func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, p
 	if res.Target.Digest != "" {
 		made = &res.Exported
 	}
-	several := oci.IsIndex(res.Target.MediaType)
+	_, single := res.Response["containerimage.config.digest"]
+	several := !single && oci.IsIndex(res.Target.MediaType)
 	if err := f.writeResult(made, o.Names, several); err != nil {
 		return buildError(err)
 	}
