@@ -2,6 +2,8 @@ package build
 
 import (
 	"context"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/strake-project/strake/internal/build/local"
@@ -41,4 +43,25 @@ func (s *step) loadLocal(ctx context.Context, name string, d *local.Dir) error {
 			s.Emit(Event{Status: &now})
 		}
 	}
+}
+
+// storeIn is a pattern that excludes the store where it lies inside the
+// directory dir: nobody wants it in an image, and it changes while it is read.
+func (e *Engine) storeIn(dir string) []string {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil
+	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	root, err := filepath.EvalSymlinks(e.opt.Store.Root())
+	if err != nil {
+		return nil
+	}
+	rel, err := filepath.Rel(dir, root)
+	if err != nil || rel == "." || rel == ".." || strings.HasPrefix(rel, "../") {
+		return nil
+	}
+	return []string{strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`, "!", `\!`).Replace(rel)}
 }

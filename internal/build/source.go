@@ -197,6 +197,7 @@ func (s *step) local(ctx context.Context, name string, attrs map[string]string) 
 			}
 		}
 	}
+	opt.Exclude = append(opt.Exclude, s.storeIn(dir)...)
 	d, err := local.Open(ctx, dir, opt)
 	if err != nil {
 		return nil, err

@@ -148,7 +148,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return daemon(err)
 	}
 	defer release()
-	if err := f.explain.check(); err != nil {
+	if err := f.explain.check(outs); err != nil {
 		return buildError(err)
 	}
 	mode := f.progress

@@ -103,12 +103,12 @@ func (in *buildInput) forwardAgent(context string) {
 // name.
 func (in *buildInput) layout(name, spec string) error {
 	path, digest, _ := strings.Cut(spec, "@")
-	path, tag, ok := strings.Cut(path, ":")
-	if !ok {
+	path, tag, tagged := strings.Cut(path, ":")
+	if !tagged {
 		tag = "latest"
 	}
 	if digest == "" {
-		d, err := layoutDigest(path, tag)
+		d, err := layoutDigest(path, tag, !tagged)
 		if err != nil {
 			return fmt.Errorf("build context %s: oci-layout reference %q could not be resolved: %w", name, spec, err)
 		}
@@ -132,8 +132,8 @@ func (in *buildInput) layout(name, spec string) error {
 }
 
 // layoutDigest is what tag names in the index of the layout at path: the tag
-// alone, a whole name, or, where there is just one image, that.
-func layoutDigest(path, tag string) (oci.Digest, error) {
+// alone, or a whole name; or, for anyone, the only image where there is just one.
+func layoutDigest(path, tag string, anyone bool) (oci.Digest, error) {
 	f, err := os.Open(filepath.Join(path, "index.json"))
 	if err != nil {
 		return "", err
@@ -148,7 +148,7 @@ func layoutDigest(path, tag string) (oci.Digest, error) {
 			return d.Digest, nil
 		}
 	}
-	if len(index.Manifests) == 1 {
+	if anyone && len(index.Manifests) == 1 {
 		return index.Manifests[0].Digest, nil
 	}
 	return "", fmt.Errorf("it has %d images and none with the tag %q: %w", len(index.Manifests), tag, oci.ErrNotFound)

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -22,7 +23,10 @@ func (f *explainFlags) declare(fs *pflag.FlagSet) {
 	fs.Lookup("explain").NoOptDefVal = "text"
 }
 
-func (f *explainFlags) check() error {
+func (f *explainFlags) check(outs []*buildOutput) error {
+	if f.form == "json" && slices.ContainsFunc(outs, func(o *buildOutput) bool { return o.dest == "-" }) {
+		return errors.New("--explain=json and an output to stdout cannot go together")
+	}
 	if !slices.Contains([]string{"", "text", "json"}, f.form) {
 		return fmt.Errorf("--explain=%s: text and json are known", f.form)
 	}
@@ -97,10 +101,10 @@ func (a *App) explainJSON(all []build.Explained, total int) {
 
 func (a *App) explainText(all []build.Explained, total int) {
 	if len(all) == 0 {
-		fmt.Fprintf(a.Err, "All %d steps were cached.\n", total)
+		fmt.Fprintf(a.Err, "Nothing ran: %s cached.\n", countSteps(total))
 		return
 	}
-	fmt.Fprintf(a.Err, "Why %d of %d steps ran:\n", len(all), total)
+	fmt.Fprintf(a.Err, "Why %d of %s ran:\n", len(all), countSteps(total))
 	for _, x := range all {
 		fmt.Fprintf(a.Err, "  %s\n", x.Step)
 		for _, r := range x.Reasons {
@@ -109,6 +113,13 @@ func (a *App) explainText(all []build.Explained, total int) {
 			}
 		}
 	}
+}
+
+func countSteps(n int) string {
+	if n == 1 {
+		return "1 step"
+	}
+	return fmt.Sprintf("%d steps", n)
 }
 
 // filesShown bounds the files that are listed of one step; json has them all.
