@@ -29,7 +29,7 @@ func confined(command string) need {
 	case "help", "version", "login", "logout", "completion",
 		"pull", "image pull", "load", "image load", "import", "image import",
 		"images", "image ls", "tag", "image tag", "tags", "history", "image history",
-		"inspect", "image inspect", "ps", "container ls":
+		"inspect", "image inspect", "ps", "container ls", "search", "outdated":
 		return never // they move bytes and look at rows
 	}
 	return forTrees

@@ -188,12 +188,14 @@ func (s *Store) Reclaim(ctx context.Context, operations ...int64) (*Freed, error
 // Outside the user namespace that made them an ordinary user cannot delete
 // trees: the next command that is inside does.
 func (s *Store) relieve(ctx context.Context, all bool) error {
-	if s.rootless && !userns.Inside() {
-		return nil
-	}
 	type item struct{ op, at int64 }
 	var items []item
 	err := s.read(ctx, func(t *tx) error {
+		if s.rootless && !userns.Inside() {
+			if trees, err := t.exists("SELECT 1 FROM layer WHERE tree <> 0"); trees || err != nil {
+				return err
+			}
+		}
 		return t.each(func(scan func(...any) error) error {
 			var i item
 			err := scan(&i.op, &i.at)
