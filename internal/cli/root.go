@@ -198,6 +198,7 @@ func (a *App) imageCommand() *cobra.Command {
 		a.imageLogCommand(),
 		a.imageListCommand(),
 		a.imageMutateCommand(),
+		a.imageRebaseCommand(),
 		a.imageSquashCommand(),
 		a.imagePinCommand(true),
 		a.imagePinCommand(false),
