@@ -153,6 +153,10 @@ func (a *App) text(f *Failure) string {
 		b.WriteString(a.daemonPrefix())
 	}
 	b.WriteString(plainText(f.Err))
+	var missing *noPlatform
+	if a.name != "docker" && errors.As(f.Err, &missing) {
+		b.WriteString(": here is " + strings.Join(missing.present, ", "))
+	}
 	if f.Command != "" {
 		fmt.Fprintf(&b, "\n\nRun '%s %s --help' for more information", a.name, f.Command)
 	}

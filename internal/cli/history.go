@@ -17,7 +17,7 @@ import (
 
 type historyOptions struct {
 	human, noTrunc, quiet bool
-	format                string
+	format, platform      string
 }
 
 func (a *App) historyCommand(use string) *cobra.Command {
@@ -36,6 +36,7 @@ func (a *App) historyCommand(use string) *cobra.Command {
 	fs.StringVar(&o.format, "format", "", formatHelp)
 	fs.BoolVarP(&o.human, "human", "H", true, "Print sizes and dates for people")
 	fs.BoolVar(&o.noTrunc, "no-trunc", false, "Don't cut anything short")
+	fs.StringVar(&o.platform, "platform", "", "Show this platform's image of several (os[/arch[/variant]])")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Show only image IDs")
 	return a.spelled(cmd, "image history", "history")
 }
@@ -59,6 +60,11 @@ func (a *App) history(ctx context.Context, name string, o *historyOptions) error
 	img, err := findImage(ctx, s, name)
 	if err != nil {
 		return err
+	}
+	if o.platform != "" {
+		if img, err = ofPlatform(ctx, s, img, name, o.platform); err != nil {
+			return daemon(err)
+		}
 	}
 	conf, err := imageConfig(ctx, s, img)
 	if err != nil {

@@ -19,10 +19,10 @@ import (
 )
 
 type imagesOptions struct {
-	all, quiet, noTrunc, digests bool
-	format                       string
-	filters                      filters
-	name                         string
+	all, quiet, noTrunc, digests, tree bool
+	format                             string
+	filters                            filters
+	name                               string
 }
 
 func (a *App) imagesCommand(use string) *cobra.Command {
@@ -48,6 +48,7 @@ func (a *App) imagesCommand(use string) *cobra.Command {
 	fs.StringVar(&o.format, "format", "", formatHelp)
 	fs.BoolVar(&o.noTrunc, "no-trunc", false, "Don't cut IDs short")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Show only image IDs")
+	fs.BoolVar(&o.tree, "tree", false, "List multi-platform images as a tree")
 	return a.spelled(cmd, "image ls", "image list", "images")
 }
 
@@ -92,6 +93,9 @@ func (a *App) images(ctx context.Context, o *imagesOptions) error {
 	keep, err := imageFilter(ctx, s, o.filters)
 	if err != nil {
 		return err
+	}
+	if o.tree {
+		return a.imagesTree(ctx, s, slices.DeleteFunc(all, func(i store.Image) bool { return !keep(&i) }), o)
 	}
 	format := a.imagesFormat(o)
 	withDigests := o.digests || strings.Contains(format, "{{.Digest}}")

@@ -226,7 +226,65 @@ func ofPlatform(ctx context.Context, s *store.Store, img *store.Image, name, pla
 	if err != nil && !isNotFound(err) {
 		return nil, err
 	}
-	return nil, fmt.Errorf("image with reference %s was found but does not provide the specified platform (%s)%w", name, platforms.Format(p), silent{oci.ErrNotFound})
+	return nil, &noPlatform{name: name, wanted: platforms.Format(p), present: presentPlatforms(ctx, s, img)}
+}
+
+// noPlatform is an image without the platform asked for, in docker's words; who
+// is not called docker says what there is, too.
+type noPlatform struct {
+	name, wanted string
+	present      []string
+}
+
+func (e *noPlatform) Error() string {
+	return fmt.Sprintf("image with reference %s was found but does not provide the specified platform (%s)", e.name, e.wanted)
+}
+
+func (*noPlatform) Is(target error) bool { return target == oci.ErrNotFound }
+
+// presentPlatforms are those of img's index that the store has.
+func presentPlatforms(ctx context.Context, s *store.Store, img *store.Image) []string {
+	var all []string
+	for _, p := range platformImages(ctx, s, img) {
+		if p.there {
+			all = append(all, p.name)
+		}
+	}
+	if len(all) == 0 {
+		all = append(all, platforms.Format(img.Platform))
+	}
+	return all
+}
+
+// platformImage is an image of an index.
+type platformImage struct {
+	name  string
+	d     oci.Descriptor
+	there bool
+}
+
+// platformImages lists the images of img's index; none where it has no index.
+func platformImages(ctx context.Context, s *store.Store, img *store.Image) []platformImage {
+	if !oci.IsIndex(img.Target.MediaType) {
+		return nil
+	}
+	body, err := content.ReadAll(ctx, s, img.Target)
+	if err != nil {
+		return nil
+	}
+	children, err := oci.Children(img.Target.MediaType, body)
+	if err != nil {
+		return nil
+	}
+	var all []platformImage
+	for _, c := range children {
+		if c.Platform == nil || c.Platform.OS == "unknown" { // that is an attestation
+			continue
+		}
+		there, err := s.Has(ctx, c)
+		all = append(all, platformImage{platforms.Format(platforms.Normalize(*c.Platform)), c, there && err == nil})
+	}
+	return all
 }
 
 // parsePlatform reads --platform in docker's words.
