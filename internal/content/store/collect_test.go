@@ -17,6 +17,7 @@ import (
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/ref"
 	"github.com/strake-project/strake/internal/ocitest"
 )
 
@@ -270,6 +271,9 @@ func TestCollectProperty(t *testing.T) {
 			}
 		}
 	}
+	if _, err := s.Reclaim(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	collect(t, s)
 	left := 0
 	filepath.WalkDir(filepath.Join(root, "blobs"), func(p string, e os.DirEntry, err error) error {
@@ -299,8 +303,14 @@ func step(s *store.Store, r *rand.Rand, tag string, i int) error {
 	if err != nil {
 		return err
 	}
-	switch r.IntN(5) {
-	case 0: // rmi
+	switch r.IntN(7) {
+	case 5: // rmi that can be taken back
+		_, err := s.Remove(bg, store.Removal{Names: []ref.Ref{to}})
+		return err
+	case 6:
+		_, err := s.Reclaim(bg)
+		return err
+	case 0: // rmi, the registry's way
 		d, err := s.Untag(bg, to)
 		if errors.Is(err, oci.ErrNotFound) {
 			return nil
