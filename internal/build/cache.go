@@ -241,6 +241,11 @@ func PruneCache(ctx context.Context, s *store.Store, list []CacheRecord, dry boo
 				p.Records = append(p.Records, r)
 			}
 		}
+		stale, err := staleTraces(ctx, s, time.Now())
+		if err != nil {
+			return gone, bytes, err
+		}
+		p.Records = append(p.Records, stale...)
 	}
 	if len(p.Records) == 0 {
 		return gone, bytes, nil

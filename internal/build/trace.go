@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/buildkit/solver/pb"
 
@@ -306,4 +307,38 @@ func unreached(last, now []*tracedStep) []*tracedStep {
 		}
 	}
 	return out
+}
+
+// traceAge is how long what --explain compares with stays after the last build.
+const traceAge = 30 * 24 * time.Hour
+
+// staleTraces are the traces that no build has used for long, with their
+// listings. Younger ones outlive their results: they tell that those were pruned.
+func staleTraces(ctx context.Context, s *store.Store, now time.Time) ([]store.Record, error) {
+	traces, err := s.Records(ctx, bucketTraces)
+	if err != nil {
+		return nil, err
+	}
+	keep := map[string]bool{}
+	var stale []store.Record
+	for _, r := range traces {
+		if now.Sub(r.Used) > traceAge {
+			stale = append(stale, r)
+		} else {
+			keep[r.Key] = true
+		}
+	}
+	if len(stale) == 0 {
+		return nil, nil
+	}
+	listings, err := s.Records(ctx, bucketListings)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range listings {
+		if of, _, _ := strings.Cut(r.Key, "/"); !keep[of] {
+			stale = append(stale, r)
+		}
+	}
+	return stale, nil
 }
