@@ -25,7 +25,7 @@ type CacheRecord struct {
 	Created     time.Time
 	Used        time.Time
 	Size        int64 // true disk bytes that no image and no older record has
-	InUse       bool  // a build has it mounted
+	InUse       bool  // a running process has it
 	Shared      bool  // its layers are an image's too
 
 	record store.Record
@@ -42,6 +42,10 @@ func Cache(ctx context.Context, s *store.Store, disk *store.Disk, images map[oci
 	if err != nil {
 		return nil, err
 	}
+	leased, err := s.Leased()
+	if err != nil {
+		return nil, err
+	}
 	slices.SortStableFunc(steps, func(a, b store.Record) int { return a.Created.Compare(b.Created) })
 	charged := map[oci.Digest]bool{}
 	var list []CacheRecord
@@ -50,6 +54,12 @@ func Cache(ctx context.Context, s *store.Store, disk *store.Disk, images map[oci
 		var res result
 		if json.Unmarshal(r.Value, &res) == nil {
 			c.Description = res.Name
+			for _, o := range res.Outputs {
+				// Others have the layers below it too.
+				if n := len(o.Layers); n > 0 && leased[o.Layers[n-1].DiffID] {
+					c.InUse = true
+				}
+			}
 		}
 		reached := map[oci.Digest]bool{}
 		disk.Reach(reached, r.Holds...)

@@ -48,6 +48,7 @@ func (s *step) exec(ctx context.Context, op *pb.ExecOp) ([]*Snapshot, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	outer := ctx
 	ctx, release, err := s.opt.Store.Lease(ctx)
 	if err != nil {
 		return nil, err
@@ -79,7 +80,13 @@ func (s *step) exec(ctx context.Context, op *pb.ExecOp) ([]*Snapshot, error) {
 	if !validExit(op, exit.Code) {
 		return nil, s.failed(ctx, op, m, &ExitError{Args: op.Meta.Args, Code: exit.Code, OOM: exit.OOM})
 	}
-	return m.commit(ctx)
+	out, err := m.commit(ctx)
+	for _, snap := range out { // the build's own lease goes on where this one ends
+		if err == nil {
+			err = s.opt.Store.Hold(outer, snap.DiffIDs()...)
+		}
+	}
+	return out, err
 }
 
 // startError is a command that could not be started at all. One that is not

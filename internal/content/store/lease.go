@@ -285,3 +285,20 @@ func removeAll(path string) error {
 	})
 	return os.RemoveAll(path)
 }
+
+// Leased returns what running processes hold: a cache's records that name such
+// content are in use.
+func (s *Store) Leased() (map[oci.Digest]bool, error) {
+	if s.readOnly == "" {
+		if err := s.sweepLeases(); err != nil {
+			return nil, err
+		}
+	}
+	return s.leased()
+}
+
+// Hold takes digests, which something else keeps at this moment, into ctx's
+// lease.
+func (s *Store) Hold(ctx context.Context, digests ...oci.Digest) error {
+	return s.hold(leaseOf(ctx), digests...)
+}
