@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -112,13 +113,24 @@ func (a *App) commit(ctx context.Context, args []string, o *commitOptions) error
 	return nil
 }
 
-// committedConfig makes the image's command the container's, as docker does,
-// and gives it the container's labels.
+// committedConfig makes the image's command, user, working directory and
+// environment the container's, as docker does, and gives it the container's
+// labels.
 func committedConfig(conf *oci.Image, c *container.Container) {
 	if rest := c.Command; len(rest) >= len(conf.Config.Entrypoint) && slices.Equal(rest[:len(conf.Config.Entrypoint)], conf.Config.Entrypoint) {
 		conf.Config.Cmd = rest[len(conf.Config.Entrypoint):]
 	} else {
 		conf.Config.Entrypoint, conf.Config.Cmd = nil, rest
+	}
+	conf.Config.User = cmp.Or(c.User, conf.Config.User)
+	conf.Config.WorkingDir = cmp.Or(c.WorkingDir, conf.Config.WorkingDir)
+	for _, kv := range c.Env {
+		key, value, set := strings.Cut(kv, "=")
+		if set {
+			conf.Config.Env = setEnv(conf.Config.Env, key, value)
+			continue
+		}
+		conf.Config.Env = slices.DeleteFunc(conf.Config.Env, func(s string) bool { return strings.HasPrefix(s, key+"=") })
 	}
 	for k, v := range c.Labels {
 		if conf.Config.Labels == nil {

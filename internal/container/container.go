@@ -51,16 +51,21 @@ type Container struct {
 	Target   oci.Digest `json:",omitempty"` // so that the image stays while the container does
 	Layers   []oci.Digest
 	Command  []string // entrypoint and arguments
-	Created  time.Time
-	Started  time.Time
-	Finished time.Time
-	State    State
-	ExitCode int
-	OOM      bool `json:",omitempty"`
-	Pid      int  `json:",omitempty"`
-	Labels   map[string]string
-	Network  string
-	Remove   bool // --rm
+	// What run was told about its process, for commit: "" and nothing is the
+	// image's.
+	User       string   `json:",omitempty"`
+	WorkingDir string   `json:",omitempty"`
+	Env        []string `json:",omitempty"` // KEY=value sets, KEY removes
+	Created    time.Time
+	Started    time.Time
+	Finished   time.Time
+	State      State
+	ExitCode   int
+	OOM        bool `json:",omitempty"`
+	Pid        int  `json:",omitempty"`
+	Labels     map[string]string
+	Network    string
+	Remove     bool // --rm
 }
 
 // Set is the containers of one store.

@@ -64,6 +64,7 @@ func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 		return nil, fmt.Errorf("no command specified: %w", oci.ErrInvalid)
 	}
 	one.Command = spec.Args
+	one.User, one.WorkingDir, one.Env = spec.User, spec.Cwd, opt.Env
 	if spec.User == "" {
 		spec.User = conf.User
 	}
