@@ -1,11 +1,11 @@
 #!/bin/bash
 # Times strake beside its peers (docker.io, podman, skopeo from Debian's
 # packages) on the same work in one run, and prints medians and ratios.
-# usage: bench/bench.sh [CASE…]   cases: version images rebuild copy run pull push
+# usage: bench/bench.sh [CASE…]   cases: version images rebuild copy run push pull builders memory
 # As root on Debian 12. RUNS=5 sets the counted runs; WORK a place with 20 GB.
 . "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 need dockerd=docker.io iptables=iptables skopeo=skopeo podman=podman docker-registry=docker-registry \
-	mmdebstrap=mmdebstrap busybox=busybox-static python3=python3 ip=iproute2 sha256sum=coreutils
+	buildah=buildah time=time mmdebstrap=mmdebstrap busybox=busybox-static python3=python3 ip=iproute2 sha256sum=coreutils
 build
 RUNS=${RUNS:-5}
 WORK=${WORK:-$(mktemp -d /var/tmp/strake-bench.XXXXXX)}
@@ -145,8 +145,9 @@ case_pull() { # of the image that case_push pushed
 	row "pull and first run, against its pull alone" "$mine" "$theirs" "docker pull"
 }
 
+. bench/builders.sh
 engine; registry; bases
 echo "strake $($strake version --format '{{.Client.Version}}' 2>/dev/null), docker $($docker version --format '{{.Server.Version}}'), $(skopeo --version), $(nproc) cores, $(uname -r)"
 printf '| %-44s | %10s | %10s | %-26s | %6s |\n' work "strake ms" "peer ms" peer ratio
 echo '|---|--:|--:|---|--:|'
-for c in ${@:-version images rebuild copy run push pull}; do "case_$c"; done
+for c in ${@:-version images rebuild copy run push pull builders memory}; do "case_$c"; done
