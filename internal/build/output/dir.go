@@ -10,6 +10,7 @@ import (
 	"path"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -62,6 +63,7 @@ type dirWriter struct {
 	root     int
 	uid, gid int
 	firsts   map[string]string
+	asides   atomic.Int64 // files that were written aside
 	// seen are the files that were written, so that of two platforms without a
 	// directory each none overwrites the other's.
 	seen    map[string]bool
@@ -230,7 +232,8 @@ func (d *dirWriter) place(at int, it *item, fresh bool) error {
 	err := unix.EEXIST
 	tmp := name
 	if !fresh {
-		tmp = fmt.Sprintf(".%.100s.strake-%d", name, os.Getpid())
+		// Not made of name, which may be as long as names can be.
+		tmp = fmt.Sprintf(".strake-%d-%d", os.Getpid(), d.asides.Add(1))
 		_ = unix.Unlinkat(at, tmp, 0) // of one who died with this pid
 	}
 	if err := d.make(at, tmp, it); err != nil {

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -104,5 +105,35 @@ func TestTar(t *testing.T) {
 	want := "p/ |p/d/ |p/d/f |p/d/g p/d/f|p/file |p/link /etc/passwd|p/z.json "
 	if s := strings.Join(got, "|"); s != want {
 		t.Errorf("got  %s\nwant %s", s, want)
+	}
+}
+
+// Names as long as names can be, that begin alike, are written over what is
+// there side by side.
+func TestDirLongNames(t *testing.T) {
+	var entries []layer.Entry
+	for i := range 64 {
+		name := strings.Repeat("x", 250) + fmt.Sprint(100+i)
+		if i%2 == 1 {
+			name = strings.Repeat("\u6c34", 80) + fmt.Sprint(100+i)
+		}
+		entries = append(entries, layer.Entry{Path: name, Type: layer.Regular, Mode: 0o600, Size: 3, ModTime: time.Unix(1e9, 0)})
+	}
+	long := tree.New([]*layer.TOC{{Entries: entries}}, func(_ context.Context, _ int, e *layer.Entry) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader(e.Path[len(e.Path)-3:])), nil
+	})
+	dest := t.TempDir()
+	for range 3 {
+		if _, err := Dir(t.Context(), dest, []Part{{View: long}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, e := range entries {
+		if b, err := os.ReadFile(filepath.Join(dest, e.Path)); err != nil || !strings.HasSuffix(e.Path, string(b)) || len(b) != 3 {
+			t.Errorf("%s: %q, %v", e.Path, b, err)
+		}
+	}
+	if left, _ := os.ReadDir(dest); len(left) != len(entries) {
+		t.Errorf("%d files where %d were written", len(left), len(entries))
 	}
 }
