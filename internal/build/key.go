@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"strings"
 	"time"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -15,7 +14,6 @@ import (
 	"github.com/strake-project/strake/internal/build/fileop"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
-	"github.com/strake-project/strake/internal/oci/tree"
 )
 
 // Cache keys are content-based. An exec's key is made of its operation and its
@@ -316,14 +314,4 @@ func (s *step) remember(ctx context.Context, k key, out []*Snapshot) error {
 	}
 	s.changed("")
 	return s.opt.Store.PutRecord(ctx, store.Record{Bucket: bucketSteps, Key: string(k.digest), Value: b, Holds: holds})
-}
-
-// resolveIn resolves p inside view, symlinks followed, and returns it clean
-// and relative as Views have it.
-func resolveIn(view tree.View, p string) (string, error) {
-	p = strings.TrimPrefix(path.Clean("/"+p), "/")
-	if p == "" {
-		return ".", nil
-	}
-	return tree.Resolve(view, p, true)
 }

@@ -240,9 +240,9 @@ func (x *extraction) replace(name string, make func(name string) error) error {
 
 // attributes gives a file or directory owner, mode and time.
 func (x *extraction) attributes(name string, m *member) error {
-	mode := tree.Mode(&m.Entry) & fs.ModePerm
+	mode := m.FileMode() & fs.ModePerm
 	if x.owners {
-		mode = tree.Mode(&m.Entry) & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
+		mode = m.FileMode() & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
 		if err := x.dir.Lchown(name, m.UID, m.GID); err != nil {
 			return err
 		}

@@ -338,20 +338,7 @@ func parseMode(s string) (*mode.Set, error) {
 }
 
 func applyMode(set *mode.Set, e *layer.Entry) uint32 {
-	m := fs.FileMode(e.Mode & 0o777)
-	if e.Mode&syscall.S_ISUID != 0 {
-		m |= fs.ModeSetuid
-	}
-	if e.Mode&syscall.S_ISGID != 0 {
-		m |= fs.ModeSetgid
-	}
-	if e.Mode&syscall.S_ISVTX != 0 {
-		m |= fs.ModeSticky
-	}
-	if e.Type == layer.Dir {
-		m |= fs.ModeDir
-	}
-	m = set.Apply(m)
+	m := set.Apply(e.FileMode())
 	out := uint32(m.Perm())
 	if m&fs.ModeSetuid != 0 {
 		out |= syscall.S_ISUID

@@ -145,26 +145,12 @@ func (r *reference) ReadDir(ctx context.Context, req client.ReadDirRequest) ([]*
 
 // stat describes e as fsutil does, with Go's mode bits.
 func stat(name string, e *layer.Entry) *fstypes.Stat {
-	mode := fs.FileMode(e.Mode & 0o777)
-	for bit, m := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if e.Mode&bit != 0 {
-			mode |= m
-		}
+	st := &fstypes.Stat{
+		Path: name, Mode: uint32(e.FileMode()), Uid: uint32(e.UID), Gid: uint32(e.GID),
+		Size: e.Size, ModTime: e.ModTime.UnixNano(),
 	}
-	st := &fstypes.Stat{Path: name, Uid: uint32(e.UID), Gid: uint32(e.GID), Size: e.Size, ModTime: e.ModTime.UnixNano()}
-	switch e.Type {
-	case layer.Dir:
-		mode |= fs.ModeDir
-	case layer.Symlink:
-		mode |= fs.ModeSymlink
+	if e.Type == layer.Symlink {
 		st.Linkname = e.Link
-	case layer.Char:
-		mode |= fs.ModeDevice | fs.ModeCharDevice
-	case layer.Block:
-		mode |= fs.ModeDevice
-	case layer.Fifo:
-		mode |= fs.ModeNamedPipe
 	}
-	st.Mode = uint32(mode)
 	return st
 }

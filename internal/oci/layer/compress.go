@@ -160,7 +160,7 @@ func CompressLevel(w io.Writer, p Packing, level *int) (io.WriteCloser, error) {
 
 // zstdFrame is how much goes into one frame. Frames are compressed side by
 // side, which the encoder does not do with the blocks of one; each says how
-// much it holds, which makes PlainSize exact.
+// much it holds.
 const zstdFrame = 4 << 20
 
 // zstdWriter has no goroutine that outlives the compression of its frame: it

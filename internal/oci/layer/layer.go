@@ -16,6 +16,8 @@
 package layer
 
 import (
+	"io/fs"
+	"syscall"
 	"time"
 
 	"github.com/strake-project/strake/internal/oci"
@@ -64,6 +66,35 @@ type Entry struct {
 	// Offset of a regular file's content in the uncompressed tar; -1 where the
 	// tar stores the file with holes, so that no range of it is the content.
 	Offset int64
+}
+
+// FileMode is the entry's type and mode as io/fs has them. A hard link, which
+// a View shows only where its target is missing, is irregular.
+func (e *Entry) FileMode() fs.FileMode {
+	m := fs.FileMode(e.Mode & 0o777)
+	for _, b := range [...]struct {
+		bit  uint32
+		mode fs.FileMode
+	}{{syscall.S_ISUID, fs.ModeSetuid}, {syscall.S_ISGID, fs.ModeSetgid}, {syscall.S_ISVTX, fs.ModeSticky}} {
+		if e.Mode&b.bit != 0 {
+			m |= b.mode
+		}
+	}
+	switch e.Type {
+	case Dir:
+		m |= fs.ModeDir
+	case Symlink:
+		m |= fs.ModeSymlink
+	case Char:
+		m |= fs.ModeDevice | fs.ModeCharDevice
+	case Block:
+		m |= fs.ModeDevice
+	case Fifo:
+		m |= fs.ModeNamedPipe
+	case HardLink:
+		m |= fs.ModeIrregular
+	}
+	return m
 }
 
 // TOC is the table of contents of one layer.

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/fstest"
 
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/layer"
@@ -52,16 +51,6 @@ func TestWalkSkips(t *testing.T) {
 	})
 	if want := "[. a a/1 a-b b c]"; err != nil || fmt.Sprint(got) != want {
 		t.Errorf("walked %v, %v, not %s", got, err, want)
-	}
-}
-
-func TestFS(t *testing.T) {
-	s := stack(lines{"d a", "f a/1 one", "d a/d", "f e", "l l a"}, lines{"h a/2 a/1", "f z/q x", "l m l/1"})
-	if err := fstest.TestFS(FS(t.Context(), s), "a/1", "a/2", "e", "z/q", "l", "m"); err != nil {
-		t.Error(err)
-	}
-	if b, err := fs.ReadFile(FS(t.Context(), s), "l/2"); err != nil || string(b) != "one" {
-		t.Errorf("read through a symlink: %q, %v", b, err)
 	}
 }
 
