@@ -164,7 +164,7 @@ func TestBadInput(t *testing.T) {
 	s.busybox()
 	s.ok("build", "-q", "-t", "app:1", s.context("app", 3))
 	s.ok("save", "-o", "app.tar", "app:1")
-	s.ok("rmi", "app:1")
+	s.ok("rmi", "--now", "app:1")
 	s.ok("builder", "prune", "-af")
 	before := s.images()
 	whole, err := os.ReadFile(s.path("app.tar"))

@@ -55,8 +55,10 @@ func asOrdinaryUser(t *testing.T) (dir string, run func(env []string, args ...st
 			t.Fatal(err)
 		}
 	}
-	if err := os.CopyFS(filepath.Join(dir, "testdata/script"), os.DirFS("testdata/script")); err != nil {
-		t.Fatal(err)
+	for _, scripts := range []string{"testdata/script", "testdata/rootless"} {
+		if err := os.CopyFS(filepath.Join(dir, "testdata/script"), os.DirFS(scripts)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	err = filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
 		return errors.Join(err, os.Lchown(p, uid, gid))

@@ -231,6 +231,7 @@ func (a *App) imagetoolsCreateCommand() *cobra.Command {
 		Short: "Create a new image based on source images",
 		Example: `  strake buildx imagetools create -t ghcr.io/team/web:1 ghcr.io/team/web:1-amd64 ghcr.io/team/web:1-arm64
   strake buildx imagetools create --append -t ghcr.io/team/web:1 ghcr.io/team/web:1-riscv64`,
+		Args: minArgs(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return errorOf(a.imagetoolsCreate(cmd.Context(), args, &o))
 		},

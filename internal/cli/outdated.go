@@ -42,6 +42,7 @@ with the local image. No content is fetched: a HEAD request for each tag.`,
 		Example: `  strake outdated
   strake outdated --exit-code debian:12 golang:1.24
   strake outdated -f Dockerfile -f web/Dockerfile --semver`,
+		Args: minArgs(0),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.outdated(cmd.Context(), args, &o) },
 	}
 	fs := cmd.Flags()

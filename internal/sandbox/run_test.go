@@ -53,7 +53,7 @@ func TestProcess(t *testing.T) {
 		{name: "root has docker's capabilities", script: "grep CapEff /proc/self/status", want: "CapEff:\t00000000a80425fb\n"},
 		{name: "CapDrop", spec: Spec{CapDrop: []string{"ALL"}, CapAdd: []string{"cap_chown"}}, script: "grep CapBnd /proc/self/status", want: "CapBnd:\t0000000000000001\n"},
 		{name: "a user has none", spec: Spec{User: "joe"}, script: "id; echo $HOME; grep -E 'Cap(Eff|Prm|Amb)' /proc/self/status",
-			want: "uid=1000(joe) gid=1000(joe) groups=10(wheel)\n/home/joe\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapAmb:\t0000000000000000\n"},
+			want: "uid=1000(joe) gid=1000(joe) groups=10(wheel),1000(joe)\n/home/joe\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapAmb:\t0000000000000000\n"},
 		{name: "a user by number with a group", spec: Spec{User: "1234:wheel"}, script: "id -u; id -g; echo $HOME", want: "1234\n10\n/\n"},
 		{name: "further groups", spec: Spec{User: "joe", Groups: []string{"77"}}, script: "id -G", want: "1000 10 77\n"},
 		{name: "HOME of the caller's wins", spec: Spec{Env: []string{testPath, "HOME=/x"}}, script: "echo $HOME", want: "/x\n"},

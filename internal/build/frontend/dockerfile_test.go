@@ -218,7 +218,7 @@ func TestFailures(t *testing.T) {
 		{"an unknown image", "FROM nosuch\n", "nosuch"},
 		{"a missing stage", "FROM busybox\nCOPY --from=zz /a /b\n", "zz"},
 		{"a user that is not there", "FROM busybox\nUSER nobody\nRUN true\n", "unable to find user nobody"},
-		{"ssh", "FROM busybox\nRUN --mount=type=ssh true\n", "not supported"},
+		{"a required ssh agent that is not there", "FROM busybox\nRUN --mount=type=ssh,required true\n", "no SSH key"},
 	} {
 		_, err := l.try(c.dockerfile)
 		if err == nil || !strings.Contains(err.Error(), c.want) {

@@ -91,16 +91,17 @@ func (s *Store) tidy(ctx context.Context) error {
 		return nil
 	}
 	full := s.full.Load()
+	if full {
+		// First, because it needs no space: what follows writes to the database.
+		if err := s.sweepPartials(false, new(int64), map[[2]uint64]bool{}); err != nil {
+			return err
+		}
+	}
 	if err := s.relieve(ctx, full); err != nil {
 		return err
 	}
 	if names, err := os.ReadDir(s.path("leases")); err != nil || len(names) == 0 && !full {
 		return err
-	}
-	if full {
-		if err := s.sweepPartials(false, new(int64), map[[2]uint64]bool{}); err != nil {
-			return err
-		}
 	}
 	if err := s.sweepLeases(); err != nil || !full {
 		return err
