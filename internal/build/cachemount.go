@@ -61,23 +61,27 @@ func (m *mounts) cache(ctx context.Context, mnt *pb.Mount) error {
 	if err := fillCache(ctx, dir, data, in); err != nil {
 		return err
 	}
-	src := data
-	if mnt.Selector != "" {
-		root, err := os.OpenRoot(data)
-		if err != nil {
-			return err
-		}
-		defer root.Close()
-		sel := strings.TrimPrefix(filepath.Clean("/"+mnt.Selector), "/")
-		if sel != "" {
-			if err := root.MkdirAll(sel, 0o755); err != nil {
-				return err
-			}
-			src = filepath.Join(data, sel)
-		}
+	if err := makeSelected(data, mnt.Selector); err != nil {
+		return err
 	}
-	m.list = append(m.list, sandbox.Mount{Type: "bind", Source: src, Destination: mnt.Dest, ReadOnly: mnt.Readonly})
+	// The sandbox resolves the selector: what other steps write to the cache
+	// meanwhile leads nowhere outside.
+	m.list = append(m.list, sandbox.Mount{Type: "bind", Source: data, Selector: mnt.Selector, Destination: mnt.Dest, ReadOnly: mnt.Readonly})
 	return nil
+}
+
+// makeSelected makes the directory that selector names in the cache at data.
+func makeSelected(data, selector string) error {
+	sel := strings.TrimPrefix(filepath.Clean("/"+selector), "/")
+	if sel == "" {
+		return nil
+	}
+	root, err := os.OpenRoot(data)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return root.MkdirAll(sel, 0o755)
 }
 
 // lockCache takes a slot of the cache at base: slot 0, shared or waited for,

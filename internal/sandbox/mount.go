@@ -285,7 +285,11 @@ func (b *box) prepareMount(i int, m *Mount) (*pending, error) {
 	var err error
 	switch m.Type {
 	case "bind":
-		w.fd, err = cloneTree(m.Source, m.Recursive)
+		if m.Selector != "" {
+			w.fd, err = cloneIn(m.Source, m.Selector, cloneFlags(m.Recursive))
+		} else {
+			w.fd, err = cloneTree(m.Source, m.Recursive)
+		}
 	case "tmpfs":
 		w.fd, err = newTmpfs(m)
 	case "overlay":
@@ -322,15 +326,37 @@ func (b *box) prepareMount(i int, m *Mount) (*pending, error) {
 }
 
 func cloneTree(source string, recursive bool) (int, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	if recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, source, flags)
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, cloneFlags(recursive))
 	if err != nil {
 		return -1, fmt.Errorf("bind source path %s: %w", source, err)
 	}
 	return fd, nil
+}
+
+func cloneFlags(recursive bool) uint {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return flags
+}
+
+// cloneIn gives what selector names in the directory top; symbolic links do not
+// lead out of it, whoever writes to it meanwhile.
+func cloneIn(top, selector string, flags uint) (int, error) {
+	dir, err := unix.Open(top, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(dir)
+	sub, err := unix.Openat2(dir, path.Clean("/"+selector), &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return -1, fmt.Errorf("%s: %w", selector, err)
+	}
+	defer unix.Close(sub)
+	return unix.OpenTree(sub, "", flags|unix.AT_EMPTY_PATH)
 }
 
 // makeFile writes m's content to a file of the workshop, which is on a tmpfs
@@ -386,19 +412,7 @@ func cloneOverlay(m *Mount, at string) (int, error) {
 			return -1, err
 		}
 	}
-	dir, err := unix.Open(from, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(dir)
-	sub, err := unix.Openat2(dir, path.Clean("/"+m.Selector), &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return -1, fmt.Errorf("%s: %w", m.Selector, err)
-	}
-	defer unix.Close(sub)
-	return unix.OpenTree(sub, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	return cloneIn(from, m.Selector, cloneFlags(false))
 }
 
 // attach mounts w at its destination in the root.

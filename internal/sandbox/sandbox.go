@@ -99,8 +99,8 @@ type Mount struct {
 	// tmpfs that only this sandbox sees; it never reaches a disk.
 	Content  []byte
 	UID, GID int
-	// Selector is a path inside an Overlay, resolved there, that is mounted in
-	// the place of all of it.
+	// Selector is a path inside an Overlay or a bind's Source, resolved there,
+	// that is mounted in the place of all of it.
 	Selector string
 }
 

@@ -179,12 +179,16 @@ func (s *Shared) Get(ctx context.Context) (*User, error) {
 	if err == nil {
 		s.user, err = Start(ctx, s.Helper, dir)
 	}
+	if ctx.Err() != nil { // somebody gave up; that says nothing about the next
+		if s.user != nil {
+			s.user.Close()
+			s.user = nil
+		}
+		return nil, ctx.Err()
+	}
 	if errors.Is(err, ErrNone) && !s.Need {
 		s.Log.Warn("network: the machine's own is used", "why", err)
 		err = nil
-	}
-	if ctx.Err() != nil { // somebody gave up; that says nothing about the next
-		return nil, ctx.Err()
 	}
 	s.done, s.err = true, err
 	return s.user, err

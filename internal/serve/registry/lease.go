@@ -20,7 +20,6 @@ type leases struct {
 	since    time.Time
 	release  func() // the current one's
 	previous func()
-	closed   bool
 }
 
 // context returns ctx with the current lease.
