@@ -23,6 +23,7 @@ type imagesOptions struct {
 	format                             string
 	filters                            filters
 	name                               string
+	withTimes                          bool // CreatedAt is printed
 }
 
 func (a *App) imagesCommand(use string) *cobra.Command {
@@ -86,20 +87,21 @@ func (a *App) images(ctx context.Context, o *imagesOptions) error {
 	if o.name != "" {
 		o.filters = append(o.filters, filter{"reference", o.name})
 	}
-	all, err := s.Images(ctx)
-	if err != nil {
-		return daemon(err)
-	}
 	keep, err := imageFilter(ctx, s, o.filters)
 	if err != nil {
 		return err
 	}
+	format := a.imagesFormat(o)
+	all, err := s.List(ctx, o.selection())
+	if err != nil {
+		return daemon(err)
+	}
 	if o.tree {
 		return a.imagesTree(ctx, s, slices.DeleteFunc(all, func(i store.Image) bool { return !keep(&i) }), o)
 	}
-	format := a.imagesFormat(o)
+	o.withTimes = format != imagesIDs && format != imagesTable && format != imagesTableDigests
 	withDigests := o.digests || strings.Contains(format, "{{.Digest}}")
-	var rows []*imageRow
+	rows := make([]*imageRow, 0, len(all))
 	for i := range all {
 		if keep(&all[i]) {
 			rows = append(rows, imageRows(&all[i], o, withDigests)...)
@@ -108,6 +110,32 @@ func (a *App) images(ctx context.Context, o *imagesOptions) error {
 	return term.PrintRows(a.Out, format, imageHeader(), rows)
 }
 
+// selection is what has to be read for o: with many images in the store, what
+// is not shown is most of the work.
+func (o *imagesOptions) selection() store.Selection {
+	var sel store.Selection
+	if o.tree {
+		sel.Facts = store.Labels | store.Layers
+	}
+	if len(o.filters.values("label"))+len(o.filters.values("label!")) > 0 {
+		sel.Facts |= store.Labels
+	}
+	if patterns := o.filters.values("reference"); len(patterns) > 0 {
+		sel.Named = func(r ref.Ref) bool {
+			return slices.ContainsFunc(patterns, func(p string) bool { return matches(p, r) })
+		}
+	}
+	return sel
+}
+
+// Docker's own formats.
+const (
+	imagesIDs          = "{{.ID}}"
+	imagesTable        = "table {{.Repository}}\t{{.Tag}}\t{{.ID}}" + imagesCreated
+	imagesTableDigests = "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}" + imagesCreated
+	imagesCreated      = "\t{{if .CreatedSince }}{{.CreatedSince}}{{else}}N/A{{end}}\t{{.Size}}"
+)
+
 // imagesFormat is the template to print with: the flag's, the user's own from
 // docker's config.json, or docker's table.
 func (a *App) imagesFormat(o *imagesOptions) string {
@@ -115,14 +143,13 @@ func (a *App) imagesFormat(o *imagesOptions) string {
 	if format == "" && !o.quiet {
 		format = a.configured("imagesFormat")
 	}
-	const created = "\t{{if .CreatedSince }}{{.CreatedSince}}{{else}}N/A{{end}}\t{{.Size}}"
 	switch {
 	case format == "" && o.quiet, format == "table" && o.quiet:
-		return "{{.ID}}"
+		return imagesIDs
 	case (format == "" || format == "table") && o.digests:
-		return "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}" + created
+		return imagesTableDigests
 	case format == "" || format == "table":
-		return "table {{.Repository}}\t{{.Tag}}\t{{.ID}}" + created
+		return imagesTable
 	case strings.HasPrefix(format, "table") && o.digests && !strings.Contains(format, "{{.Digest}}"):
 		return format + "\t{{.Digest}}"
 	}
@@ -138,9 +165,11 @@ func imageRows(img *store.Image, o *imagesOptions, withDigests bool) []*imageRow
 			Repository: repository, Tag: tag, Digest: digest,
 			ID:         shortID(img.ID, o.noTrunc),
 			Size:       units.HumanSizeWithPrecision(float64(img.Size), 3),
-			CreatedAt:  img.Created.Local().Truncate(time.Second).String(),
 			Containers: "N/A", SharedSize: "N/A", UniqueSize: "N/A",
 			VirtualSize: units.HumanSize(float64(img.Size)),
+		}
+		if o.withTimes {
+			r.CreatedAt = img.Created.Local().Truncate(time.Second).String()
 		}
 		if !img.Created.IsZero() {
 			r.CreatedSince = ago(img.Created)

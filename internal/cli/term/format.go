@@ -1,6 +1,7 @@
 package term
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -50,7 +51,8 @@ func PrintRows[Row any](w io.Writer, format string, header Header, rows []Row) e
 		_, err := body.WriteTo(w)
 		return err
 	}
-	tw := NewTable(w)
+	out := bufio.NewWriterSize(w, 32<<10) // a tabwriter writes each cell
+	tw := NewTable(out)
 	// A title that the template cannot print is left out: docker does so too.
 	_ = tmpl.Funcs(templates.HeaderFunctions).Execute(tw, header)
 	if _, err := tw.Write([]byte{'\n'}); err != nil {
@@ -59,7 +61,10 @@ func PrintRows[Row any](w io.Writer, format string, header Header, rows []Row) e
 	if _, err := body.WriteTo(tw); err != nil {
 		return err
 	}
-	return tw.Flush()
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	return out.Flush()
 }
 
 // printLines prints each row as a JSON object, with <>& escaped as docker does.

@@ -99,7 +99,7 @@ func (s *Store) showTarget(t *tx, d oci.Digest, missing error) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &gathering{s: s, t: t}
+	g := &gathering{s: s, t: t, want: Labels | Layers}
 	if err := g.load(append(among, "")); err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func (s *Store) showImage(t *tx, id, target oci.Digest, missing error) (*Image, 
 	if err != nil {
 		return nil, err
 	}
-	g := &gathering{s: s, t: t}
+	g := &gathering{s: s, t: t, want: Labels | Layers}
 	if err := g.load(append(among, "")); err != nil {
 		return nil, err
 	}

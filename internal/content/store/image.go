@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -39,27 +40,114 @@ type Image struct {
 	Pinned      bool      // it is, whatever it is called
 }
 
+// Facts are what a list says of images beyond their IDs, names, times,
+// platforms and pins. What is not asked for is left out and costs nothing.
+type Facts uint8
+
+const (
+	Labels Facts = 1 << iota
+	Layers
+)
+
+// Selection says what List returns.
+type Selection struct {
+	Facts Facts
+	// Named, if there is one, lets an image through that has a tag or a
+	// repository's digest for which it is true: the others are not read at all.
+	Named func(ref.Ref) bool
+}
+
 // Images lists every image that has a name or was left without one, newest
-// first. Facts come from columns: no blob is read.
+// first, with all that is known of it.
+func (s *Store) Images(ctx context.Context) ([]Image, error) {
+	return s.List(ctx, Selection{Facts: Labels | Layers})
+}
+
+// List lists images, newest first. Facts come from columns: no blob is read.
 //
 // Left without a name is what had one, or what was put and belongs to nothing
 // else: not to an index, not to a subject, not to a record, not to work in
 // flight.
-func (s *Store) Images(ctx context.Context) ([]Image, error) {
+func (s *Store) List(ctx context.Context, sel Selection) ([]Image, error) {
 	var all []Image
 	err := s.read(ctx, func(t *tx) error {
-		g := gathering{s: s, t: t}
-		if err := g.load(nil); err != nil {
+		g := gathering{s: s, t: t, want: sel.Facts}
+		var among []oci.Digest
+		if sel.Named != nil {
+			few, err := t.selected(sel.Named)
+			if err != nil {
+				return err
+			}
+			among = few
+		}
+		if err := g.load(among); err != nil {
 			return err
 		}
 		var err error
 		all, err = g.images()
 		return err
 	})
-	slices.SortFunc(all, func(a, b Image) int {
-		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID))
+	return newestFirst(all), err
+}
+
+// newestFirst sorts. An Image is large: keys are moved instead.
+func newestFirst(all []Image) []Image {
+	type key struct {
+		created time.Time
+		i       int
+	}
+	keys := make([]key, len(all))
+	for i := range all {
+		keys[i] = key{all[i].Created, i}
+	}
+	slices.SortFunc(keys, func(a, b key) int {
+		if c := b.created.Compare(a.created); c != 0 {
+			return c
+		}
+		return cmp.Compare(all[a.i].ID, all[b.i].ID)
 	})
-	return all, err
+	sorted := make([]Image, len(all))
+	for i, k := range keys {
+		sorted[i] = all[k.i]
+	}
+	return sorted
+}
+
+// manySelected is from how many names on reading all images is faster than
+// looking for those that have them.
+const manySelected = 500
+
+// selected returns the manifests and indexes that have to be seen to list the
+// images with a name that fits, or nil for all.
+func (t *tx) selected(fits func(ref.Ref) bool) ([]oci.Digest, error) {
+	targets := []oci.Digest{""}
+	err := t.rows(func(r row) error {
+		if fits(repository(r.text(0)).WithTag(r.text(1))) {
+			targets = append(targets, r.digest(2))
+		}
+		return nil
+	}, "SELECT repo, tag, digest FROM tag")
+	if err != nil {
+		return nil, err
+	}
+	err = t.rows(func(r row) error {
+		if fits(repository(r.text(0)).WithDigest(r.digest(1))) {
+			targets = append(targets, r.digest(1))
+		}
+		return nil
+	}, "SELECT repo, digest FROM repodigest")
+	if err != nil || len(targets) > manySelected {
+		return nil, err
+	}
+	list, err := json.Marshal(targets)
+	if err != nil {
+		return nil, err
+	}
+	// An image is what several targets show, and shows all of its names.
+	among, err := t.digests(fmt.Sprintf(related, `digest IN (SELECT value FROM json_each(?1)) OR image <> '' AND image IN (
+		WITH RECURSIVE shown(d) AS (SELECT value FROM json_each(?1) UNION SELECT e.child FROM shown JOIN edge e ON e.parent = shown.d AND e.kind = 2)
+		SELECT image FROM manifest m JOIN shown ON m.digest = shown.d)`), string(list))
+	return append(among, ""), err
 }
 
 // candidate is a manifest or index that may be an image's target.
@@ -70,6 +158,7 @@ type candidate struct {
 	children []*candidate
 	parents  []*candidate
 	dangling bool // without a name, yet to be listed
+	hadName  bool
 	names    []ref.Ref
 	digests  []ref.Ref
 	tagged   int64
@@ -79,139 +168,152 @@ type candidate struct {
 
 // facts is a row of table image.
 type facts struct {
-	id                           oci.Digest
 	created, size, used          int64
 	os, arch, variant, osversion string
 	labels, layers               string
-	artifact                     bool
+	artifact, exact              bool
 }
 
 func (f *facts) platform() oci.Platform {
 	return oci.Platform{OS: f.os, Architecture: f.arch, Variant: f.variant, OSVersion: f.osversion}
 }
 
-// gathering collects what is known of all images, or of one, with one query
-// for each table.
+// gathering collects what is known of all images, or of some, with one query
+// for each table: the tables are joined here, because a look-up by digest for
+// each row takes SQLite longer than reading both tables from end to end.
 type gathering struct {
-	s      *Store
-	t      *tx
-	all    map[oci.Digest]*candidate
-	order  []*candidate
-	sizes  map[string]layerSize
-	leased map[oci.Digest]bool
-	pins   map[[2]string]bool // repository and tag, or "" and an ID
+	s     *Store
+	t     *tx
+	want  Facts
+	all   map[oci.Digest]*candidate
+	order []*candidate
+	pins  map[[2]string]bool // repository and tag, or "" and an ID
+
+	some string // the digests it is about, as JSON; "" for all
 }
 
-type layerSize struct {
-	bytes int64
-	exact bool
+// rows is the transaction's, of what where says if it is about some digests.
+func (g *gathering) rows(fn func(row) error, query, where, order string) error {
+	if g.some == "" {
+		return g.t.rows(fn, query+order)
+	}
+	return g.t.rows(fn, query+where+order, g.some)
 }
 
 // load reads all manifests and indexes, or only those among the digests given,
 // with their names.
 func (g *gathering) load(among []oci.Digest) error {
 	g.all = map[oci.Digest]*candidate{}
-	g.sizes = map[string]layerSize{}
-	args := []any(nil)
-	where := func(prefix, column string) string {
-		if among == nil {
-			return ""
-		}
-		return prefix + column + " IN (SELECT value FROM json_each(?1))"
-	}
+	g.pins = map[[2]string]bool{}
 	if among != nil {
 		list, err := json.Marshal(among)
 		if err != nil {
 			return err
 		}
-		args = []any{string(list)}
+		g.some = string(list)
 	}
-	if err := g.manifests(where(" AND ", "m.digest"), args); err != nil {
-		return err
-	}
-	err := g.t.each(func(scan func(...any) error) error {
-		var parent, child string
-		if err := scan(&parent, &child); err != nil {
+	for _, load := range []func() error{g.manifests, g.facts, g.indexes, g.names} {
+		if err := load(); err != nil {
 			return err
 		}
-		p, c := g.all[oci.Digest(parent)], g.all[oci.Digest(child)]
+	}
+	return nil
+}
+
+func (g *gathering) manifests() error {
+	unnamed := false
+	err := g.rows(func(r row) error {
+		c := &candidate{
+			d:  oci.Descriptor{Digest: r.digest(0), MediaType: r.text(1), Size: r.int(2)},
+			id: r.digest(3), dangling: true, hadName: r.bool(4), added: r.int(5),
+		}
+		unnamed = unnamed || !c.hadName
+		g.all[c.d.Digest] = c
+		g.order = append(g.order, c)
+		return nil
+	}, "SELECT digest, mediatype, size, image, named, added FROM manifest WHERE gone = 0", " AND digest IN (SELECT value FROM json_each(?1))", "")
+	if err != nil || !unnamed {
+		return err
+	}
+	// What never had a name may be a record's, or work in flight.
+	leased, err := g.s.leased()
+	if err != nil {
+		return err
+	}
+	for _, c := range g.order {
+		c.dangling = c.hadName || !leased[c.d.Digest]
+	}
+	return g.rows(func(r row) error {
+		if c := g.all[r.digest(0)]; c != nil {
+			c.dangling = false
+		}
+		return nil
+	}, "SELECT digest FROM manifest m WHERE named = 0 AND EXISTS(SELECT 1 FROM record_hold h WHERE h.digest = m.digest)",
+		" AND digest IN (SELECT value FROM json_each(?1))", "")
+}
+
+func (g *gathering) facts() error {
+	byID := map[oci.Digest]*facts{}
+	columns := "id, artifact, created, os, arch, variant, osversion, size + bytes, exact, used"
+	for _, c := range []struct {
+		fact   Facts
+		column string
+	}{{Labels, "labels"}, {Layers, "layers"}} {
+		if g.want&c.fact == 0 {
+			c.column = "''"
+		}
+		columns += ", " + c.column
+	}
+	err := g.rows(func(r row) error {
+		byID[r.digest(0)] = &facts{
+			artifact: r.bool(1), created: r.int(2), os: r.text(3), arch: r.text(4), variant: r.text(5), osversion: r.text(6),
+			size: r.int(7), exact: r.bool(8), used: r.int(9), labels: r.text(10), layers: r.text(11),
+		}
+		return nil
+	}, "SELECT "+columns+" FROM image", " WHERE id IN (SELECT image FROM manifest WHERE digest IN (SELECT value FROM json_each(?1)))", "")
+	for _, c := range g.order {
+		if f := byID[c.id]; f != nil {
+			c.facts, c.artifact = f, f.artifact
+		}
+	}
+	return err
+}
+
+func (g *gathering) indexes() error {
+	return g.rows(func(r row) error {
+		p, c := g.all[r.digest(0)], g.all[r.digest(1)]
 		if p != nil && c != nil {
 			p.children, c.parents = append(p.children, c), append(c.parents, p)
 		}
 		return nil
-	}, "SELECT parent, child FROM edge WHERE kind = 2"+where(" AND ", "parent")+" ORDER BY parent, ord", args...)
-	if err != nil {
-		return err
-	}
-	err = g.t.each(func(scan func(...any) error) error {
-		var repo, tag, d string
-		var at int64
-		if err := scan(&repo, &tag, &d, &at); err != nil {
-			return err
-		}
-		if c := g.all[oci.Digest(d)]; c != nil {
-			c.names = append(c.names, repository(repo).WithTag(tag))
-			c.tagged = max(c.tagged, at)
-		}
-		return nil
-	}, "SELECT repo, tag, digest, at FROM tag"+where(" WHERE ", "digest")+" ORDER BY repo, tag", args...)
-	if err != nil {
-		return err
-	}
-	g.pins = map[[2]string]bool{}
-	err = g.t.each(func(scan func(...any) error) error {
-		var repo, tag string
-		err := scan(&repo, &tag)
-		g.pins[[2]string{repo, tag}] = true
-		return err
-	}, "SELECT repo, tag FROM pin")
-	if err != nil {
-		return err
-	}
-	return g.t.each(func(scan func(...any) error) error {
-		var repo, d string
-		if err := scan(&repo, &d); err != nil {
-			return err
-		}
-		if c := g.all[oci.Digest(d)]; c != nil {
-			c.digests = append(c.digests, repository(repo).WithDigest(oci.Digest(d)))
-		}
-		return nil
-	}, "SELECT repo, digest FROM repodigest"+where(" WHERE ", "digest")+" ORDER BY repo, digest", args...)
+	}, "SELECT parent, child FROM edge WHERE kind = 2", " AND parent IN (SELECT value FROM json_each(?1))", " ORDER BY parent, ord")
 }
 
-func (g *gathering) manifests(where string, args []any) error {
-	return g.t.each(func(scan func(...any) error) error {
-		c := new(candidate)
-		var f facts
-		var digest, id string
-		var named bool
-		if err := scan(&digest, &c.d.MediaType, &c.d.Size, &id, &named, &c.dangling,
-			&f.artifact, &f.created, &f.os, &f.arch, &f.variant, &f.osversion, &f.labels, &f.layers, &f.size, &f.used, &c.added); err != nil {
-			return err
+func (g *gathering) names() error {
+	err := g.rows(func(r row) error {
+		if c := g.all[r.digest(2)]; c != nil {
+			c.names = append(c.names, repository(r.text(0)).WithTag(r.text(1)))
+			c.tagged = max(c.tagged, r.int(3))
 		}
-		if !named && c.dangling {
-			// Work in flight? Few manifests never had a name.
-			if g.leased == nil {
-				var err error
-				if g.leased, err = g.s.leased(); err != nil {
-					return err
-				}
-			}
-			c.dangling = !g.leased[oci.Digest(digest)]
-		}
-		c.d.Digest, c.id, f.id = oci.Digest(digest), oci.Digest(id), oci.Digest(id)
-		if f.size >= 0 { // -1: an index, or an image whose config is not here
-			c.facts, c.artifact = &f, f.artifact
-		}
-		g.all[c.d.Digest] = c
-		g.order = append(g.order, c)
 		return nil
-	}, `SELECT m.digest, m.mediatype, m.size, m.image,
-			m.named, m.named OR NOT EXISTS(SELECT 1 FROM record_hold h WHERE h.digest = m.digest),
-			coalesce(i.artifact, 0), coalesce(i.created, 0), coalesce(i.os, ''), coalesce(i.arch, ''), coalesce(i.variant, ''),
-			coalesce(i.osversion, ''), coalesce(i.labels, ''), coalesce(i.layers, ''), coalesce(i.size, -1), coalesce(i.used, 0), m.added
-		FROM manifest m LEFT JOIN image i ON i.id = m.image WHERE m.gone = 0`+where, args...)
+	}, "SELECT repo, tag, digest, at FROM tag", " WHERE digest IN (SELECT value FROM json_each(?1))", " ORDER BY repo, tag")
+	if err != nil {
+		return err
+	}
+	err = g.rows(func(r row) error {
+		d := r.digest(1)
+		if c := g.all[d]; c != nil {
+			c.digests = append(c.digests, repository(r.text(0)).WithDigest(d))
+		}
+		return nil
+	}, "SELECT repo, digest FROM repodigest", " WHERE digest IN (SELECT value FROM json_each(?1))", " ORDER BY repo, digest")
+	if err != nil {
+		return err
+	}
+	return g.t.rows(func(r row) error {
+		g.pins[[2]string{r.text(0), r.text(1)}] = true
+		return nil
+	}, "SELECT repo, tag FROM pin")
 }
 
 // choose picks the image that target shows: itself, or of an index the one for
@@ -251,11 +353,8 @@ func (c *candidate) attestation() bool {
 
 // images makes one Image of each ID that is to be listed.
 func (g *gathering) images() ([]Image, error) {
-	if err := g.layerSizes(); err != nil {
-		return nil, err
-	}
-	byID := map[oci.Digest]int{}
-	var all []Image
+	byID := make(map[oci.Digest]int, len(g.order))
+	all := make([]Image, 0, len(g.order))
 	for _, target := range g.order {
 		named := len(target.names) > 0 || len(target.digests) > 0
 		if !named && (!target.dangling || len(target.parents) > 0) {
@@ -304,45 +403,12 @@ func sortRefs(refs []ref.Ref) {
 	}
 }
 
-// layerSizes loads the sizes of layers, of all at once where many are needed.
-func (g *gathering) layerSizes() error {
-	var wanted []string
-	for _, c := range g.order {
-		if c.facts != nil && len(wanted) <= 1000 {
-			wanted = append(wanted, strings.Fields(c.facts.layers)...)
-		}
-	}
-	load := func(where string, args ...any) error {
-		return g.t.each(func(scan func(...any) error) error {
-			var id string
-			var l layerSize
-			err := scan(&id, &l.bytes, &l.exact)
-			g.sizes[id] = l
-			return err
-		}, "SELECT diffid, bytes, toc FROM layer"+where, args...)
-	}
-	if len(wanted) > 1000 {
-		return load("")
-	}
-	slices.Sort(wanted)
-	wanted = slices.Compact(wanted)
-	if len(wanted) == 0 {
-		return nil
-	}
-	list, err := json.Marshal(wanted)
-	if err != nil {
-		return err
-	}
-	return load(" WHERE diffid IN (SELECT value FROM json_each(?))", string(list))
-}
-
 func (g *gathering) image(target, chosen *candidate) (Image, error) {
 	f := chosen.facts
 	p := f.platform()
 	img := Image{
 		ID: chosen.id, Manifest: chosen.d, Target: target.d, Platform: p,
-		Names: target.names, Digests: target.digests,
-		Size: f.size, SizeExact: !f.artifact,
+		Names: target.names, Digests: target.digests, Size: f.size, SizeExact: f.exact,
 	}
 	if f.os != "" || f.arch != "" {
 		img.Manifest.Platform = &p
@@ -360,10 +426,7 @@ func (g *gathering) image(target, chosen *candidate) (Image, error) {
 		}
 	}
 	for id := range strings.FieldsSeq(f.layers) {
-		l := g.sizes[id]
 		img.Layers = append(img.Layers, oci.Digest(id))
-		img.Size += l.bytes
-		img.SizeExact = img.SizeExact && l.exact
 	}
 	return img, nil
 }

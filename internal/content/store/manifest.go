@@ -200,15 +200,18 @@ func (t *tx) insertImage(m *manifest, c *config) error {
 	_, err := t.Exec(`INSERT OR IGNORE INTO image(id, artifact, created, os, arch, variant, osversion, labels, layers, size)
 		VALUES(?,0,?,?,?,?,?,?,?,0)`, m.Config.Digest, created,
 		c.OS, c.Architecture, c.Variant, c.OSVersion, labels, strings.Join(ids, " "))
-	if err != nil || len(ids) != len(m.Layers) {
-		return err // without a layer for each diffID, which is which is unknown
+	if err != nil {
+		return err
 	}
-	for i, diffID := range c.RootFS.DiffIDs {
-		if err := t.claimLayer(diffID, m.Layers[i]); err != nil {
-			return err
+	if len(ids) == len(m.Layers) { // else which is which is unknown
+		for i, diffID := range c.RootFS.DiffIDs {
+			if err := t.claimLayer(diffID, m.Layers[i]); err != nil {
+				return err
+			}
 		}
 	}
-	return nil
+	_, err = t.Exec(weighImages+" AND id = ?", m.Config.Digest)
+	return err
 }
 
 // claimLayer notes that a manifest and its config say that l is the layer

@@ -129,7 +129,22 @@ CREATE TABLE pin(           -- repo '' and an image's ID, or a tag
 	repo TEXT NOT NULL, tag TEXT NOT NULL,
 	PRIMARY KEY(repo, tag)
 ) WITHOUT ROWID;
+`, `
+ALTER TABLE image ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0; -- of its layers together
+ALTER TABLE image ADD COLUMN exact INTEGER NOT NULL DEFAULT 0; -- 1 when all of them have a TOC
+CREATE TRIGGER layer_weighed AFTER UPDATE OF bytes, toc ON layer WHEN new.bytes <> old.bytes OR new.toc <> old.toc BEGIN
+	` + weighImages + ` AND id IN (SELECT m.image FROM edge e JOIN manifest m ON m.digest = e.parent
+		WHERE e.kind = 1 AND e.child IN (SELECT new.diffid UNION ALL SELECT digest FROM packed WHERE diffid = new.diffid));
+END;
+` + weighImages + `;
 `}
+
+// weighImages sums up the layers of images; more conditions may follow. A list
+// of thousands need not look at the layers then. What changes a layer's bytes
+// need not know: there is a trigger.
+const weighImages = `UPDATE image SET (bytes, exact) = (SELECT coalesce(sum(l.bytes), 0), count(l.diffid) = count(*) AND coalesce(min(l.toc), 1)
+	FROM json_each(CASE layers WHEN '' THEN '[]' ELSE '["' || replace(layers, ' ', '","') || '"]' END) j LEFT JOIN layer l ON l.diffid = j.value)
+	WHERE artifact = 0`
 
 // openDatabase opens or makes the database. The common case costs one open and
 // one PRAGMA: nothing is created, no statement of the schema is run.

@@ -16,6 +16,7 @@ import (
 // (see ask) the database itself.
 type tx struct {
 	querier
+	conn  *sql.Conn  // nil without a transaction
 	op    *operation // of which a write is part
 	names []byte     // lines for the journal of names
 }
@@ -70,7 +71,7 @@ func (s *Store) transact(ctx context.Context, sync bool, fn func(*tx) error) err
 	if err != nil {
 		return s.failed("", err)
 	}
-	work := &tx{querier: t, op: s.operation(ctx)}
+	work := &tx{querier: t, conn: conn, op: s.operation(ctx)}
 	before := work.op.id
 	if err = fn(work); err == nil {
 		s.noteNames(work)
@@ -112,12 +113,18 @@ func (s *Store) read(ctx context.Context, fn func(*tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	t, err := s.db.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
+	ctx = context.WithoutCancel(ctx)
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		return s.failed("", err)
+	}
+	defer conn.Close()
+	t, err := conn.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return s.failed("", err)
 	}
 	defer t.Rollback()
-	return s.failed("", fn(&tx{querier: t}))
+	return s.failed("", fn(&tx{querier: t, conn: conn}))
 }
 
 // ask runs fn without a transaction: each of its queries sees the newest
