@@ -207,7 +207,7 @@ func (a *App) setLog() error {
 	case "error", "fatal":
 		level = slog.LevelError
 	default:
-		return &Failure{Code: 125, Err: fmt.Errorf("unable to parse logging level: %s", a.flags.logLevel)}
+		return fmt.Errorf("Unable to parse logging level: %s", a.flags.logLevel)
 	}
 	if a.flags.debug {
 		level = slog.LevelDebug

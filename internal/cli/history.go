@@ -86,7 +86,7 @@ func (a *App) history(ctx context.Context, name string, o *historyOptions) error
 			format = "table {{.ID}}\t{{.CreatedAt}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}"
 		}
 	}
-	return term.PrintRows(a.Out, format, header, historyRows(img.ID, conf.History, sizes, o))
+	return printRows(a, "*image.historyContext", format, header, historyRows(img.ID, conf.History, sizes, o))
 }
 
 // historyRows lists the steps, the last first. Only the last has an ID: the

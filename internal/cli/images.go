@@ -107,7 +107,7 @@ func (a *App) images(ctx context.Context, o *imagesOptions) error {
 			rows = append(rows, imageRows(&all[i], o, withDigests)...)
 		}
 	}
-	return term.PrintRows(a.Out, format, imageHeader(), rows)
+	return printRows(a, "*formatter.imageContext", format, imageHeader(), rows)
 }
 
 // selection is what has to be read for o: with many images in the store, what
@@ -277,7 +277,7 @@ func imageFilter(ctx context.Context, s *store.Store, fs filters) (func(*store.I
 	patterns := fs.values("reference")
 	for _, p := range patterns {
 		if _, err := path.Match(p, ""); err != nil {
-			return nil, daemonf("invalid filter 'reference=%s': %w", p, err)
+			return nil, daemonf("%w", err)
 		}
 	}
 	return func(i *store.Image) bool {
@@ -334,7 +334,9 @@ func notFound(name string, err error) error {
 		return daemon(err)
 	}
 	shown := name
-	if r, err := ref.ParseImage(name); err == nil {
+	if oci.Digest("sha256:"+name).Validate() == nil {
+		shown = "sha256:" + name
+	} else if r, err := ref.ParseImage(name); err == nil {
 		shown = r.Familiar()
 	}
 	return &Failure{Daemon: true, Err: fmt.Errorf("No such image: %s%w", shown, silent{oci.ErrNotFound})}

@@ -77,14 +77,14 @@ func configKey(host string) string {
 
 func (a *App) login(ctx context.Context, host string, o *loginOptions, insecure bool) error {
 	if insecure {
-		fmt.Fprintln(a.Err, "WARNING! Using --password via the CLI is insecure. Use --password-stdin.")
 		if o.stdin {
-			return errors.New("--password and --password-stdin are mutually exclusive")
+			return errors.New("conflicting options: cannot specify both --password and --password-stdin")
 		}
+		fmt.Fprintln(a.Err, "WARNING! Using --password via the CLI is insecure. Use --password-stdin.")
 	}
 	if o.stdin {
 		if o.user == "" {
-			return errors.New("Must provide --username with --password-stdin")
+			return errors.New("the --password-stdin option requires --username to be set")
 		}
 		b, err := io.ReadAll(io.LimitReader(a.In, 1<<20))
 		if err != nil {
@@ -166,11 +166,14 @@ func (a *App) logout(host string) error {
 	if err != nil {
 		return err
 	}
+	shown := host
+	if key == auth.Hub {
+		shown = key // docker names its index, and the host of any other
+	}
+	fmt.Fprintln(a.Out, "Removing login credentials for", shown)
 	if _, ok := known[key]; !ok {
-		fmt.Fprintln(a.Out, "Not logged in to", host)
 		return nil
 	}
-	fmt.Fprintln(a.Out, "Removing login credentials for", host)
 	if err := file.GetCredentialsStore(key).Erase(key); err != nil {
 		return fmt.Errorf("could not erase credentials: %w", err)
 	}

@@ -3,21 +3,28 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/docker/cli/templates"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/cli/term"
 	"github.com/strake-project/strake/internal/container"
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
 )
 
 type psOptions struct {
 	all, quiet, noTrunc, latest bool
+	size, sizeGiven             bool
 	last                        int
 	format                      string
+	filters                     filters
 }
 
 func (a *App) psCommand(use string) *cobra.Command {
@@ -28,15 +35,20 @@ func (a *App) psCommand(use string) *cobra.Command {
 		Example: `  strake ps -a
   strake ps -aq --format '{{.Names}}: {{.Status}}'`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.ps(cmd.Context(), &o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.sizeGiven = cmd.Flags().Changed("size")
+			return a.ps(cmd.Context(), &o)
+		},
 	}
 	fs := cmd.Flags()
 	fs.BoolVarP(&o.all, "all", "a", false, "Show those that ended too")
+	fs.VarP(&o.filters, "filter", "f", "Show only what fits (ancestor=, before=, exited=, id=, label=, name=, network=, since=, status=, volume=)")
 	fs.StringVar(&o.format, "format", "", formatHelp)
 	fs.IntVarP(&o.last, "last", "n", -1, "Show the last n, whatever their state")
 	fs.BoolVarP(&o.latest, "latest", "l", false, "Show the last one, whatever its state")
 	fs.BoolVar(&o.noTrunc, "no-trunc", false, "Don't cut IDs and commands short")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "Show only container IDs")
+	fs.BoolVarP(&o.size, "size", "s", false, "Show how much each has written, and with its image")
 	return cmd
 }
 
@@ -53,6 +65,7 @@ type psRow struct {
 	Mounts       string
 	Names        string
 	Networks     string
+	Platform     *oci.Platform
 	Ports        string
 	RunningFor   string
 	Size         string
@@ -74,31 +87,98 @@ func (a *App) ps(ctx context.Context, o *psOptions) error {
 	if err != nil {
 		return daemon(err)
 	}
+	tests, err := psTests(ctx, s, o.filters, list)
+	if err != nil {
+		return err
+	}
 	last := o.last
 	if o.latest {
 		last = 1
 	}
+	if o.quiet && o.format != "" {
+		fmt.Fprintln(a.Err, "WARNING: Ignoring custom format, because both --format and --quiet are set.")
+	}
+	format := o.template()
+	if !o.quiet && !o.sizeGiven {
+		if err := a.triedTemplate(o.format); err != nil {
+			return err
+		}
+	}
+	sized := !o.quiet && (o.size || !o.sizeGiven && strings.Contains(format, ".Size") || !o.sizeGiven && format == "{{json .}}")
+	images := map[oci.Digest]int64{}
+	if sized {
+		if images, err = imageSizes(ctx, s); err != nil {
+			return err
+		}
+	}
 	rows := []*psRow{}
-	for _, c := range list {
-		if !o.all && last < 0 && c.State != container.Running {
+	for at, c := range list {
+		all := o.all || last > 0 || len(o.filters.values("status")) > 0
+		if !all && c.State != container.Running || slices.ContainsFunc(tests, func(fits psTest) bool { return !fits(at, c) }) {
 			continue
 		}
-		if last >= 0 && len(rows) == last {
+		if last > 0 && len(rows) == last {
 			break
 		}
-		rows = append(rows, newPsRow(c, o.noTrunc))
-	}
-	header := term.Header{"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT", "RunningFor": "CREATED",
-		"Ports": "PORTS", "State": "STATE", "Status": "STATUS", "HealthStatus": "HEALTH STATUS", "Size": "SIZE", "Names": "NAMES", "Labels": "LABELS",
-		"Mounts": "MOUNTS", "LocalVolumes": "LOCAL VOLUMES", "Networks": "NETWORKS"}
-	format := o.format
-	if format == "" || format == "table" {
-		format = "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}"
-		if o.quiet {
-			format = "{{.ID}}"
+		row := newPsRow(c, o.noTrunc)
+		if sized {
+			row.Size = writtenSize(container.In(s).Written(c), images[c.ImageID])
 		}
+		rows = append(rows, row)
 	}
-	return term.PrintRows(a.Out, format, header, rows)
+	return printRows(a, "*formatter.ContainerContext", format, psHeader(), rows)
+}
+
+func psHeader() term.Header {
+	return term.Header{"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT", "RunningFor": "CREATED",
+		"Ports": "PORTS", "State": "STATE", "Status": "STATUS", "HealthStatus": "HEALTH STATUS", "Size": "SIZE", "Names": "NAMES", "Labels": "LABELS",
+		"Mounts": "MOUNTS", "LocalVolumes": "LOCAL VOLUMES", "Networks": "NETWORKS", "Platform": "PLATFORM"}
+}
+
+// template is what to print with.
+func (o *psOptions) template() string {
+	switch {
+	case o.quiet:
+		return "{{.ID}}"
+	case o.format != "" && o.format != "table":
+		return o.format
+	case o.size:
+		return psTable + "\t{{.Size}}"
+	}
+	return psTable
+}
+
+const psTable = "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}"
+
+// triedTemplate runs the format on an empty row: docker does so to learn which
+// fields it wants, and has words of its own for what is wrong with it.
+func (a *App) triedTemplate(format string) error {
+	tmpl, err := templates.Parse(strings.TrimPrefix(format, "table "))
+	if err != nil {
+		return fmt.Errorf("failed to parse template: %w", err)
+	}
+	if err := tmpl.Execute(io.Discard, &psRow{}); err != nil {
+		return dockerTypes(fmt.Errorf("failed to execute template: %w", err), "*cli.psRow", "*formatter.ContainerContext", a.name)
+	}
+	return nil
+}
+
+// writtenSize is docker's SIZE: the container's own files, and with its image's.
+func writtenSize(written, image int64) string {
+	return fmt.Sprintf("%s (virtual %s)", units.HumanSizeWithPrecision(float64(written), 3), units.HumanSizeWithPrecision(float64(written+image), 3))
+}
+
+// imageSizes lists the images' sizes by their IDs.
+func imageSizes(ctx context.Context, s *store.Store) (map[oci.Digest]int64, error) {
+	list, err := s.Images(ctx)
+	if err != nil {
+		return nil, daemon(err)
+	}
+	sizes := map[oci.Digest]int64{}
+	for i := range list {
+		sizes[list[i].ID] = list[i].Size
+	}
+	return sizes, nil
 }
 
 func newPsRow(c *container.Container, whole bool) *psRow {
@@ -106,7 +186,7 @@ func newPsRow(c *container.Container, whole bool) *psRow {
 		ID: c.ID, Image: c.Image, Names: c.Name, State: string(c.State), LocalVolumes: "0", Size: "0B", Networks: c.Network,
 		CreatedAt: c.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"), RunningFor: ago(c.Created), labels: c.Labels,
 	}
-	command := strings.Join(c.Command, " ")
+	command := shownCommand(c.Command)
 	if !whole {
 		row.ID = c.ID[:12]
 		command = ellipsis(command, 20)
@@ -128,6 +208,28 @@ func newPsRow(c *container.Container, whole bool) *psRow {
 	for k, v := range c.Labels {
 		labels = append(labels, k+"="+v)
 	}
+	slices.Sort(labels)
 	row.Labels = strings.Join(labels, ",")
+	var mounts []string
+	for _, m := range c.Mounts {
+		name := m.Source
+		if !whole {
+			name = ellipsis(name, 15)
+		}
+		mounts = append(mounts, name)
+	}
+	row.Mounts = strings.Join(mounts, ",")
 	return row
+}
+
+// shownCommand joins a command as docker does: arguments with a space in them
+// are quoted.
+func shownCommand(command []string) string {
+	words := slices.Clone(command)
+	for i := range words {
+		if i > 0 && strings.Contains(words[i], " ") {
+			words[i] = "'" + words[i] + "'"
+		}
+	}
+	return strings.Join(words, " ")
 }

@@ -36,6 +36,7 @@ func (a *App) topLevel() []*cobra.Command {
 		a.exportCommand("export"),
 		a.historyCommand("history"),
 		a.importCommand("import"),
+		a.infoCommand(),
 		a.inspectCommand(),
 		a.installShimCommand(),
 		a.loadCommand("load"),
@@ -115,7 +116,7 @@ func (a *App) rootCommand() *cobra.Command {
 		CompletionOptions:     cobra.CompletionOptions{HiddenDefaultCmd: true},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return cmd.Help()
+				return a.helpUnasked(cmd)
 			}
 			return fmt.Errorf("%[1]s: unknown command: %[1]s %[2]s\n\nRun '%[1]s --help' for more information", a.name, args[0])
 		},
@@ -167,10 +168,19 @@ func (a *App) group(use, short string, sub ...*cobra.Command) *cobra.Command {
 		Use:   use,
 		Short: short,
 		Args:  noArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE:  func(cmd *cobra.Command, _ []string) error { return a.helpUnasked(cmd) },
 	}
 	cmd.AddCommand(sub...)
 	return cmd
+}
+
+// helpUnasked is the help of a group that was called without a command: docker
+// prints it where errors go, so that $(docker image) is empty.
+func (a *App) helpUnasked(cmd *cobra.Command) error {
+	if a.name == "docker" {
+		return cmd.Usage()
+	}
+	return cmd.Help()
 }
 
 // containerCommand is `strake container`.

@@ -104,7 +104,7 @@ func (f *runFlags) options() (*container.Options, error) {
 	switch f.pull {
 	case content.PullAlways, content.PullMissing, content.PullNever:
 	default:
-		return nil, fmt.Errorf(`invalid pull option: %q: must be one of "always", "missing" or "never"`, f.pullPolicy)
+		return nil, fmt.Errorf(`invalid pull option: '%s': must be one of "always", "missing" or "never"`, f.pullPolicy)
 	}
 	opt := &container.Options{Name: f.name, Remove: f.remove, SetEntrypoint: f.set.Changed("entrypoint"), Entrypoint: []string{f.entrypoint}}
 	spec := &opt.Sandbox

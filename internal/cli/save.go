@@ -128,7 +128,7 @@ func validOutput(path string) error {
 	case err != nil:
 		return err
 	case fi.IsDir():
-		return fmt.Errorf("invalid output path: %q must be a regular file, not a directory", path)
+		return errors.New("cannot write to a directory")
 	case fi.Mode()&os.ModeDevice != 0 && fi.Mode()&os.ModeCharDevice == 0:
 		return fmt.Errorf("invalid output path: %q must be a regular file", path)
 	}

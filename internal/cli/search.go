@@ -83,7 +83,7 @@ func (a *App) search(ctx context.Context, what string, o *searchOptions) error {
 		rows = append(rows, o.row(name, &f, format))
 	}
 	header := term.Header{"Name": "NAME", "Description": "DESCRIPTION", "StarCount": "STARS", "IsOfficial": "OFFICIAL", "IsAutomated": "AUTOMATED"}
-	return term.PrintRows(a.Out, format, header, rows)
+	return printRows(a, "*formatter.SearchContext", format, header, rows)
 }
 
 func (o *searchOptions) row(name string, f *remote.Found, format string) *searchRow {

@@ -18,7 +18,7 @@ import (
 )
 
 func (a *App) systemCommand() *cobra.Command {
-	return a.group("system", "Manage the store", a.systemDfCommand(), a.systemPruneCommand(), a.systemReclaimCommand())
+	return a.group("system", "Manage the store", a.systemDfCommand(), a.infoCommand(), a.systemPruneCommand(), a.systemReclaimCommand())
 }
 
 func (a *App) systemDfCommand() *cobra.Command {
@@ -146,7 +146,7 @@ func (a *App) printSummary(u *diskUsage, format string) error {
 	if n := u.waiting(); n > 0 && !asDocker {
 		rows = append(rows, newSummaryRow("Removed Images", len(u.removed), 0, n, n, true))
 	}
-	return term.PrintRows(a.Out, format, header, rows)
+	return printRows(a, "*formatter.diskUsageImagesContext", format, header, rows)
 }
 
 // imagesRow: what images of containers keep would stay. Docker's table has no

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
 )
 
@@ -22,13 +23,23 @@ func (a *App) tagCommand(use string) *cobra.Command {
 	}, "image tag", "tag")
 }
 
+func badName(name string, err error) error {
+	return fmt.Errorf("Error parsing reference: %q is not a valid repository/tag: %w", name, err)
+}
+
 func (a *App) tag(ctx context.Context, source, target string) error {
 	to, err := ref.ParseTag(target)
 	if errors.Is(err, ref.ErrAmbiguousAlgorithm) {
 		return daemon(err)
 	}
 	if err != nil {
-		return fmt.Errorf("Error parsing reference: %q is not a valid repository/tag: %w", target, err)
+		if r, whole := ref.Parse(target); whole == nil && r.Digest != "" {
+			return err // docker says of a digest only that
+		}
+		return badName(target, err)
+	}
+	if _, err := ref.ParseImage(source); err != nil && oci.Digest("sha256:"+source).Validate() != nil {
+		return badName(source, err)
 	}
 	ctx, s, release, err := a.leased(ctx)
 	if err != nil {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/docker/cli/templates"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/strake-project/strake/internal/cli/term"
 )
@@ -24,13 +26,34 @@ type versionInfo struct {
 }
 
 type versionBlock struct {
-	Version   string
-	GitCommit string
-	GoVersion string
-	Os        string
-	Arch      string
-	BuildTime string
+	Platform          versionPlatform
+	Version           string
+	APIVersion        string `json:"ApiVersion"`
+	DefaultAPIVersion string `json:",omitempty"`
+	MinAPIVersion     string `json:",omitempty"`
+	GitCommit         string
+	GoVersion         string
+	Os                string
+	Arch              string
+	KernelVersion     string `json:",omitempty"`
+	Experimental      bool   `json:",omitempty"`
+	BuildTime         string
+	Context           string             `json:",omitempty"`
+	Components        []versionComponent `json:",omitempty"`
 }
+
+type versionPlatform struct{ Name string }
+
+type versionComponent struct {
+	Name, Version string
+	Details       map[string]string
+}
+
+// The versions of docker's API whose commands, fields and texts strake has.
+const (
+	apiVersion    = "1.50"
+	minAPIVersion = "1.24"
+)
 
 // buildInfo is what the Go linker wrote down.
 func buildInfo() versionBlock {
@@ -76,11 +99,22 @@ func (a *App) versionCommand() *cobra.Command {
 }
 
 func (a *App) version(format string) error {
-	v := buildInfo()
+	v := versions()
 	if format == "" {
+		c := &v.Client
 		t := term.NewTable(a.Out)
-		fmt.Fprintf(t, "Client:\n Version:\t%s\n Go version:\t%s\n Git commit:\t%s\n Built:\t%s\n OS/Arch:\t%s/%s\n",
-			v.Version, v.GoVersion, v.GitCommit, v.BuildTime, v.Os, v.Arch)
+		if a.name == "docker" {
+			t.Init(a.Out, 20, 1, 1, ' ', 0)
+		}
+		fmt.Fprintf(t, "Client:\n Version:\t%s\n", c.Version)
+		if a.name == "docker" {
+			fmt.Fprintf(t, " API version:\t%s\n", c.APIVersion)
+		}
+		fmt.Fprintf(t, " Go version:\t%s\n Git commit:\t%s\n Built:\t%s\n OS/Arch:\t%s/%s\n", c.GoVersion, c.GitCommit, c.BuildTime, c.Os, c.Arch)
+		if a.name == "docker" {
+			fmt.Fprintf(t, " Context:\t%s\n\nServer:\n Engine:\n  Version:\t%s\n  API version:\t%s (minimum version %s)\n  Go version:\t%s\n  Git commit:\t%s\n  Built:\t%s\n  OS/Arch:\t%s/%s\n  Experimental:\t%t\n",
+				c.Context, c.Version, c.APIVersion, minAPIVersion, c.GoVersion, c.GitCommit, c.BuildTime, c.Os, c.Arch, v.Server.Experimental)
+		}
 		return t.Flush()
 	}
 	if format == "json" {
@@ -90,9 +124,28 @@ func (a *App) version(format string) error {
 	if err != nil {
 		return &Failure{Code: 64, Err: fmt.Errorf("template parsing error: %w", err)}
 	}
-	if err := tmpl.Execute(a.Out, versionInfo{Client: v, Server: v}); err != nil {
-		return err
+	var b bytes.Buffer
+	err = tmpl.Execute(&b, v)
+	b.WriteByte('\n') // docker prints a line in any case
+	if _, werr := b.WriteTo(a.Out); werr != nil {
+		return werr
 	}
-	fmt.Fprintln(a.Out)
-	return nil
+	return dockerTypes(err, "cli.versionInfo", "system.versionInfo", a.name)
+}
+
+// versions are the client's and, the same program, the server's.
+func versions() versionInfo {
+	c := buildInfo()
+	c.APIVersion, c.DefaultAPIVersion, c.Context = apiVersion, apiVersion, "default"
+	s := buildInfo()
+	s.APIVersion, s.MinAPIVersion = apiVersion, minAPIVersion
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		s.KernelVersion = unix.ByteSliceToString(u.Release[:])
+	}
+	s.Components = []versionComponent{{Name: "Engine", Version: s.Version, Details: map[string]string{
+		"ApiVersion": s.APIVersion, "Arch": s.Arch, "BuildTime": s.BuildTime, "Experimental": "false", "GitCommit": s.GitCommit,
+		"GoVersion": s.GoVersion, "KernelVersion": s.KernelVersion, "MinAPIVersion": s.MinAPIVersion, "Os": s.Os,
+	}}}
+	return versionInfo{Client: c, Server: s}
 }

@@ -27,6 +27,7 @@ import (
 
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/sandbox"
 )
 
 const bucket = "container"
@@ -65,7 +66,26 @@ type Container struct {
 	Pid        int  `json:",omitempty"`
 	Labels     map[string]string
 	Network    string
-	Remove     bool // --rm
+	Remove     bool    // --rm
+	Mounts     []Mount `json:",omitempty"` // what the caller and the image's VOLUMEs put there
+	Host       Host
+}
+
+// Mount is a directory or file from outside of the container.
+type Mount struct {
+	Type, Source, Destination string
+	ReadOnly                  bool `json:",omitempty"`
+}
+
+// Host is what else run was told, for inspect.
+type Host struct {
+	Tty, OpenStdin       bool           `json:",omitempty"`
+	Hostname             string         `json:",omitempty"`
+	Privileged, ReadOnly bool           `json:",omitempty"`
+	CapAdd, CapDrop      []string       `json:",omitempty"`
+	Groups, ExtraHosts   []string       `json:",omitempty"`
+	ShmSize              int64          `json:",omitempty"`
+	Limits               sandbox.Limits `json:",omitzero"`
 }
 
 // Set is the containers of one store.
@@ -123,6 +143,11 @@ func (c *Set) Find(ctx context.Context, name string) (*Container, error) {
 	if err != nil {
 		return nil, err
 	}
+	return Among(list, name)
+}
+
+// Among is Find in a list that the caller has already.
+func Among(list []*Container, name string) (*Container, error) {
 	var prefixed []*Container
 	for _, one := range list {
 		if one.ID == name || one.Name == strings.TrimPrefix(name, "/") {

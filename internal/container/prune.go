@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"io/fs"
 	"path/filepath"
 
 	"github.com/strake-project/strake/internal/content/store"
@@ -18,6 +19,22 @@ func (c *Set) Usage(one *Container) (written int64, volumes []int64) {
 		written -= n
 	}
 	return written, volumes
+}
+
+// Written sums the sizes of the files that the container wrote, as docker
+// counts them: not the blocks that they take.
+func (c *Set) Written(one *Container) (n int64) {
+	// What vanishes meanwhile is not counted.
+	_ = filepath.WalkDir(c.upper(one), func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return nil
+		}
+		if fi, err := e.Info(); err == nil && fi.Mode()&fs.ModeDevice == 0 {
+			n += fi.Size()
+		}
+		return nil
+	})
+	return n
 }
 
 // Prune removes the containers that do not run and are not about to, as far as

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -56,7 +57,7 @@ func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 	one := &Container{
 		ID: newID(), Name: opt.Name, Image: opt.ImageName, ImageID: opt.Image.ID, Layers: opt.Image.Layers,
 		Manifest: opt.Image.Manifest.Digest, Target: opt.Image.Target.Digest,
-		Created: time.Now(), State: Created, Labels: opt.Labels, Remove: opt.Remove, Network: string(spec.Network),
+		Created: time.Now(), State: Created, Labels: labels(opt), Remove: opt.Remove, Network: string(spec.Network),
 	}
 	conf := &opt.Config.Config
 	spec.Args = command(opt)
@@ -125,8 +126,28 @@ func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 	if err := volumes(&spec, conf.Volumes, filepath.Join(dir, "volumes")); err != nil {
 		return nil, err
 	}
+	for _, m := range spec.Mounts {
+		if m.Type == "bind" || m.Type == "tmpfs" {
+			one.Mounts = append(one.Mounts, Mount{Type: m.Type, Source: m.Source, Destination: m.Destination, ReadOnly: m.ReadOnly})
+		}
+	}
+	one.Host = Host{
+		Tty: spec.Terminal, OpenStdin: spec.Stdin != nil, Hostname: spec.Hostname,
+		Privileged: spec.Privileged, ReadOnly: spec.ReadOnly, CapAdd: spec.CapAdd, CapDrop: spec.CapDrop,
+		Groups: spec.Groups, ExtraHosts: spec.ExtraHosts, ShmSize: spec.ShmSize, Limits: spec.Limits,
+	}
 	run.spec = spec
 	return run, nil
+}
+
+// labels are the image's and, before those, the caller's.
+func labels(opt *Options) map[string]string {
+	all := maps.Clone(opt.Config.Config.Labels)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, opt.Labels)
+	return all
 }
 
 // command is the entrypoint and its arguments, put together as docker does.

@@ -40,6 +40,7 @@ func PrintRows[Row any](w io.Writer, format string, header Header, rows []Row) e
 	if err != nil {
 		return fmt.Errorf("template parsing error: %w", err)
 	}
+	escapeRows[Row](tmpl)
 	var body bytes.Buffer
 	for _, row := range rows {
 		if err := tmpl.Execute(&body, row); err != nil {
@@ -65,6 +66,19 @@ func PrintRows[Row any](w io.Writer, format string, header Header, rows []Row) e
 		return err
 	}
 	return out.Flush()
+}
+
+// escapeRows makes {{json .}} print a row as the format "json" does: with <>&
+// escaped, which {{json .Field}} does not.
+func escapeRows[Row any](tmpl *template.Template) {
+	tmpl.Funcs(template.FuncMap{"json": func(v any) (string, error) {
+		var b bytes.Buffer
+		enc := json.NewEncoder(&b)
+		_, whole := v.(Row)
+		enc.SetEscapeHTML(whole)
+		err := enc.Encode(v)
+		return strings.TrimSuffix(b.String(), "\n"), err
+	}})
 }
 
 // printLines prints each row as a JSON object, with <>& escaped as docker does.
