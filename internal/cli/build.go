@@ -15,8 +15,11 @@ import (
 
 	"github.com/strake-project/strake/internal/build"
 	"github.com/strake-project/strake/internal/build/frontend"
+	"github.com/strake-project/strake/internal/build/remote"
+	"github.com/strake-project/strake/internal/build/sshagent"
 	"github.com/strake-project/strake/internal/cli/term"
 	"github.com/strake-project/strake/internal/content"
+	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
 )
@@ -94,51 +97,85 @@ func envOr(name, fallback string) string {
 // buildError is err as buildx says it.
 func buildError(err error) error { return fmt.Errorf("ERROR: failed to build: %w", err) }
 
-func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error) {
-	names, err := buildNames(f.tags)
-	if err != nil {
-		return buildError(err)
+// buildJob is a build as its flags ask for it, everything read and nothing
+// begun.
+type buildJob struct {
+	*buildFlags
+	trace   string
+	names   []ref.Ref
+	outs    []*buildOutput
+	builder *remote.Builder // nil where this process builds
+	attests map[string]attestation
+	input   *buildInput
+	opts    map[string]string // the frontend's
+	secrets buildSecrets
+	caches  *cacheEnds
+	agents  map[string]*sshagent.Agent
+}
+
+func (j *buildJob) close() {
+	if j.input != nil {
+		j.input.close()
 	}
-	outs, err := f.outputFlags.parse(names, a.Out.IsTerminal())
-	if err != nil {
-		return buildError(err)
+	if j.caches != nil {
+		j.caches.close()
 	}
+}
+
+// buildJob reads the flags and opens what they name.
+func (a *App) buildJob(ctx context.Context, f *buildFlags, path string) (_ *buildJob, err error) {
+	j := &buildJob{buildFlags: f}
+	defer func() {
+		if err != nil {
+			j.close()
+		}
+	}()
+	if j.names, err = buildNames(f.tags); err != nil {
+		return nil, err
+	}
+	if j.outs, err = f.outputFlags.parse(j.names, a.Out.IsTerminal()); err != nil {
+		return nil, err
+	}
+	if err := f.explain.check(j.outs); err != nil {
+		return nil, err
+	}
+	if j.builder, err = f.remote(); err != nil {
+		return nil, err
+	}
+	if j.attests, err = f.attestFlags.parse(); err != nil {
+		return nil, err
+	}
+	if j.input, err = a.openBuildInput(ctx, f, path); err != nil {
+		return nil, err
+	}
+	if j.opts, err = f.frontendOpts(j.input); err != nil {
+		return nil, err
+	}
+	for _, o := range j.outs {
+		f.attest(o, j.attests, j.opts, slices.Collect(maps.Keys(j.input.locals)))
+	}
+	if j.secrets, err = parseSecrets(f.secrets); err != nil {
+		return nil, err
+	}
+	if j.caches, err = a.caches(&f.cache, f.buildArgs, j.builder != nil); err != nil {
+		return nil, err
+	}
+	if j.agents, err = parseSSH(f.limits.ssh); err != nil {
+		return nil, err
+	}
+	j.trace = f.traceID(j.input, path)
+	return j, nil
+}
+
+func (a *App) build(ctx context.Context, f *buildFlags, path string) error {
 	if !f.rm {
 		return &Failure{Code: 125, Err: errors.New("--rm=false is not supported: a build makes no containers")}
 	}
-	builder, err := f.remote()
+	j, err := a.buildJob(ctx, f, path)
 	if err != nil {
 		return buildError(err)
 	}
-	attests, err := f.attestFlags.parse()
-	if err != nil {
-		return buildError(err)
-	}
-	in, err := a.openBuildInput(ctx, f, path)
-	if err != nil {
-		return buildError(err)
-	}
-	defer in.close()
-	opts, err := f.frontendOpts(in)
-	if err != nil {
-		return buildError(err)
-	}
-	for _, o := range outs {
-		f.attest(o, attests, opts, slices.Collect(maps.Keys(in.locals)))
-	}
-	secrets, err := parseSecrets(f.secrets)
-	if err != nil {
-		return buildError(err)
-	}
-	caches, err := a.caches(&f.cache, f.buildArgs, builder != nil)
-	if err != nil {
-		return buildError(err)
-	}
-	defer caches.close()
-	agents, err := parseSSH(f.limits.ssh)
-	if err != nil {
-		return buildError(err)
-	}
+	defer j.close()
 	st, err := a.Store()
 	if err != nil {
 		return err
@@ -148,9 +185,6 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		return daemon(err)
 	}
 	defer release()
-	if err := f.explain.check(outs); err != nil {
-		return buildError(err)
-	}
 	mode := f.progress
 	if f.quiet {
 		mode = "quiet"
@@ -159,37 +193,42 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if err != nil {
 		return buildError(err)
 	}
-	onFail, err := a.failShell(&f.shell, printer)
+	if j.builder != nil {
+		return a.buildRemote(ctx, j, st, printer)
+	}
+	return a.buildHere(ctx, j, st, printer)
+}
+
+// buildHere builds in this process and ends the progress.
+func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store, printer *term.BuildPrinter) (err error) {
+	onFail, err := a.failShell(&j.shell, printer)
 	if err != nil {
 		printer.Close(nil)
 		return buildError(err)
 	}
-	limit, err := cacheLimit(st, f.cache.limit)
+	limit, err := cacheLimit(st, j.cache.limit)
 	if err != nil {
 		printer.Close(nil)
 		return buildError(err)
 	}
-	if builder != nil {
-		return a.buildRemote(ctx, f, st, printer, remoteBuild{builder, in, opts, secrets, outs, attests})
-	}
-	net := a.userNetwork(ctx, st, f.network)
+	net := a.userNetwork(ctx, st, j.network)
 	defer net.Close()
 	engine := build.New(build.Options{
 		Network:   net.Getter(),
 		Store:     st,
-		Locals:    in.locals,
-		Uploads:   in.uploads,
-		Layouts:   in.layouts,
-		GitAgent:  in.gitAgent,
-		Secret:    secrets.get,
+		Locals:    j.input.locals,
+		Uploads:   j.input.uploads,
+		Layouts:   j.input.layouts,
+		GitAgent:  j.input.gitAgent,
+		Secret:    j.secrets.get,
 		Events:    printer.Event,
-		NoCache:   f.noCache,
-		Trace:     f.traceID(in, path),
-		CacheFrom: caches.from,
-		CacheTo:   caches.to,
-		SSH:       agents,
+		NoCache:   j.noCache,
+		Trace:     j.trace,
+		CacheFrom: j.caches.from,
+		CacheTo:   j.caches.to,
+		SSH:       j.agents,
 		OnFail:    onFail,
-		Allow:     f.limits.allowed(f.network),
+		Allow:     j.limits.allowed(j.network),
 		Log:       a.log,
 		Pull: func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (oci.Descriptor, error) {
 			policy := content.PullMissing
@@ -200,9 +239,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		},
 	})
 	defer engine.Close()
-	defer a.explainBuild(ctx, &f.explain, engine, &err)
+	defer a.explainBuild(ctx, &j.explain, engine, &err)
 	stopImports := engine.ImportCaches(ctx)
-	res, err := frontend.Build(ctx, engine, opts)
+	res, err := frontend.Build(ctx, engine, j.opts)
 	stopImports()
 	if err != nil {
 		return a.buildFailed(printer, err)
@@ -211,7 +250,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 		printer.Close(nil)
 		return a.printSubrequest(res.Metadata)
 	}
-	out, err := a.buildOutputs(ctx, engine, res, outs)
+	out, err := a.buildOutputs(ctx, engine, res, j.outs)
 	if err != nil {
 		return a.buildFailed(printer, err)
 	}
@@ -226,12 +265,16 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) (err error)
 	if len(out.skipped) > 0 {
 		fmt.Fprintf(a.Err, "WARNING: special files that need root were left out: %s\n", strings.Join(out.skipped, ", "))
 	}
-	several := len(res.Images) > 1
-	if err := f.writeResult(out.made(), out.names, several); err != nil {
+	return a.sayBuilt(j, out.made(), out.names, len(res.Images) > 1)
+}
+
+// sayBuilt writes the files that tell of the result, and with -q its ID.
+func (a *App) sayBuilt(j *buildJob, made *build.Exported, names []ref.Ref, several bool) error {
+	if err := j.writeResult(made, names, several); err != nil {
 		return buildError(err)
 	}
-	if f.quiet {
-		fmt.Fprintln(a.Out, imageID(out.made(), several))
+	if j.quiet {
+		fmt.Fprintln(a.Out, imageID(made, several))
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/csv"
 	"fmt"
 	"maps"
 	"path"
@@ -54,21 +53,16 @@ func (f *attestFlags) parse() (map[string]attestation, error) {
 	out := map[string]attestation{}
 	disabled := map[string]bool{}
 	for _, text := range list {
-		fields, err := csv.NewReader(strings.NewReader(text)).Read()
+		fields, err := splitAttrs("attestation", text, "invalid value %s")
 		if err != nil {
-			return nil, fmt.Errorf("invalid attestation %q: %w", text, err)
+			return nil, err
 		}
 		at := attestation{attr: map[string]string{}}
-		for _, field := range fields {
-			k, v, ok := strings.Cut(field, "=")
-			if !ok {
-				return nil, fmt.Errorf("invalid value %s", field)
+		for _, f := range fields {
+			if _, twice := at.attr[f.key]; twice {
+				return nil, fmt.Errorf("duplicate attestation field %s", f.key)
 			}
-			k = strings.TrimSpace(strings.ToLower(k))
-			if _, twice := at.attr[k]; twice {
-				return nil, fmt.Errorf("duplicate attestation field %s", k)
-			}
-			at.attr[k] = v
+			at.attr[f.key] = f.value
 		}
 		kind := at.attr["type"]
 		switch kind {

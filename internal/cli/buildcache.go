@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
@@ -93,25 +92,21 @@ type cacheEntry struct {
 
 // splitCacheEntry reads "type=…,key=value…" or a bare image name.
 func splitCacheEntry(spec string) (*cacheEntry, error) {
-	fields, err := csv.NewReader(strings.NewReader(spec)).Read()
-	if err != nil {
-		return nil, fmt.Errorf("invalid cache %q: %w", spec, err)
-	}
 	e := &cacheEntry{attrs: map[string]string{}}
-	if len(fields) == 1 && !strings.Contains(fields[0], "=") {
-		e.kind, e.attrs["ref"] = "registry", fields[0]
+	if spec != "" && !strings.ContainsAny(spec, `=,"`) {
+		e.kind, e.attrs["ref"] = "registry", spec
 		return e, nil
 	}
-	for _, f := range fields {
-		k, v, ok := strings.Cut(f, "=")
-		if !ok {
-			return nil, fmt.Errorf("invalid value %s", f)
-		}
-		if k = strings.ToLower(k); k == "type" {
-			e.kind = v
+	list, err := splitAttrs("cache", spec, "invalid value %s")
+	if err != nil {
+		return nil, err
+	}
+	for _, at := range list {
+		if at.key == "type" {
+			e.kind = at.value
 			continue
 		}
-		e.attrs[k] = v
+		e.attrs[at.key] = at.value
 	}
 	if e.kind == "" {
 		return nil, fmt.Errorf("type required form> %q", spec) // buildx's words

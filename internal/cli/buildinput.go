@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
@@ -270,31 +269,27 @@ type buildSecrets map[string]struct{ env, file string }
 func parseSecrets(list []string) (buildSecrets, error) {
 	out := buildSecrets{}
 	for _, s := range list {
-		fields, err := csv.NewReader(strings.NewReader(s)).Read()
+		fields, err := splitAttrs("secret", s, "invalid field '%s' must be a key=value pair")
 		if err != nil {
-			return nil, fmt.Errorf("failed to parse secret %q: %w", s, err)
+			return nil, err
 		}
 		var id, kind string
 		var src struct{ env, file string }
 		for _, f := range fields {
-			k, v, ok := strings.Cut(f, "=")
-			if !ok {
-				return nil, fmt.Errorf("invalid field '%s' must be a key=value pair", f)
-			}
-			switch strings.ToLower(k) {
+			switch f.key {
 			case "type":
-				if v != "file" && v != "env" {
-					return nil, fmt.Errorf("unsupported secret type %q", v)
+				if f.value != "file" && f.value != "env" {
+					return nil, fmt.Errorf("unsupported secret type %q", f.value)
 				}
-				kind = v
+				kind = f.value
 			case "id":
-				id = v
+				id = f.value
 			case "source", "src":
-				src.file = v
+				src.file = f.value
 			case "env":
-				src.env = v
+				src.env = f.value
 			default:
-				return nil, fmt.Errorf("unexpected key '%s' in '%s'", k, f)
+				return nil, fmt.Errorf("unexpected key '%s' in '%s=%s'", f.key, f.key, f.value)
 			}
 		}
 		if id == "" {

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"maps"
@@ -130,30 +129,26 @@ func (f *outputFlags) shorthands(list []*buildOutput, noLoad bool) []*buildOutpu
 
 // splitOutput reads the value of --output.
 func splitOutput(text string) (*buildOutput, error) {
-	fields, err := csv.NewReader(strings.NewReader(text)).Read()
-	if err != nil {
-		return nil, fmt.Errorf("invalid output %q: %w", text, err)
-	}
 	o := &buildOutput{attr: map[string]string{}}
-	if len(fields) == 1 && fields[0] == text && !strings.HasPrefix(text, "type=") {
+	if text != "" && !strings.ContainsAny(text, ",\"\n") && !strings.HasPrefix(text, "type=") {
 		o.kind, o.dest = outLocal, text
 		if text == "-" {
 			o.kind = outTar
 		}
 		return o, nil
 	}
-	for _, field := range fields {
-		k, v, ok := strings.Cut(field, "=")
-		if !ok {
-			return nil, fmt.Errorf("invalid value %s", field)
-		}
-		switch k = strings.TrimSpace(strings.ToLower(k)); k {
+	list, err := splitAttrs("output", text, "invalid value %s")
+	if err != nil {
+		return nil, err
+	}
+	for _, at := range list {
+		switch at.key {
 		case "type":
-			o.kind = v
+			o.kind = at.value
 		case "dest":
-			o.dest = v
+			o.dest = at.value
 		default:
-			o.attr[k] = v
+			o.attr[at.key] = at.value
 		}
 	}
 	switch o.kind {

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -47,56 +46,42 @@ func (f *builderFlags) remote() (*remote.Builder, error) {
 	return remote.ParseBuilder(f.builder)
 }
 
-// remoteBuild is a build that leaves this machine.
-type remoteBuild struct {
-	builder *remote.Builder
-	input   *buildInput
-	opts    map[string]string
-	secrets buildSecrets
-	outs    []*buildOutput
-	attests map[string]attestation
-}
-
 // buildRemote builds on a daemon and ends the progress.
-func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, printer *term.BuildPrinter, b remoteBuild) (err error) {
-	if f.shell.onFail {
+func (a *App) buildRemote(ctx context.Context, j *buildJob, st *store.Store, printer *term.BuildPrinter) (err error) {
+	if err := j.local(); err != nil {
 		printer.Close(nil)
-		return buildError(errors.New("--shell-on-fail is for builds on this machine"))
-	}
-	if f.explain.form != "" {
-		printer.Close(nil)
-		return buildError(errors.New("--explain is for builds on this machine: a BuildKit daemon does not tell what changed"))
+		return buildError(err)
 	}
 	o := remote.Options{
 		Store:       st,
-		Frontend:    b.opts,
-		Locals:      b.input.locals,
-		Layouts:     b.input.layouts,
-		Uploads:     b.input.uploads,
-		Secret:      b.secrets.get,
-		GitAgent:    b.input.gitAgent,
+		Frontend:    j.opts,
+		Locals:      j.input.locals,
+		Layouts:     j.input.layouts,
+		Uploads:     j.input.uploads,
+		Secret:      j.secrets.get,
+		GitAgent:    j.input.gitAgent,
 		Events:      printer.Event,
 		Credentials: auth.Docker(a.flags.config),
 	}
-	for kind, at := range b.attests {
-		b.opts["attest:"+kind] = at.frontend()
+	for kind, at := range j.attests {
+		j.opts["attest:"+kind] = at.frontend()
 	}
-	files, err := a.remoteOutputs(&o, f, b.outs)
+	files, err := a.remoteOutputs(&o, j.buildFlags, j.outs)
 	if err != nil {
 		printer.Close(nil)
 		return buildError(err)
 	}
 	defer func() { err = files.close(err) }()
-	if o.CacheFrom, o.CacheTo, err = f.cache.forDaemon(); err != nil {
+	if o.CacheFrom, o.CacheTo, err = j.cache.forDaemon(); err != nil {
 		printer.Close(nil)
 		return buildError(err)
 	}
-	for e, granted := range f.limits.allowed(f.network) {
+	for e, granted := range j.limits.allowed(j.network) {
 		if granted {
 			o.Entitlements = append(o.Entitlements, e)
 		}
 	}
-	keys, err := sshKeys(f.limits.ssh)
+	keys, err := sshKeys(j.limits.ssh)
 	if err != nil {
 		printer.Close(nil)
 		return buildError(err)
@@ -104,7 +89,7 @@ func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, p
 	for _, k := range keys {
 		o.Agents = append(o.Agents, sshprovider.AgentConfig{ID: k.id, Paths: k.paths})
 	}
-	conn, err := b.builder.Connect(ctx)
+	conn, err := j.builder.Connect(ctx)
 	if err != nil {
 		printer.Close(nil)
 		return buildError(err)
@@ -127,11 +112,18 @@ func (a *App) buildRemote(ctx context.Context, f *buildFlags, st *store.Store, p
 	}
 	_, single := res.Response["containerimage.config.digest"]
 	several := !single && oci.IsIndex(res.Target.MediaType)
-	if err := f.writeResult(made, o.Names, several); err != nil {
-		return buildError(err)
-	}
-	if f.quiet {
-		fmt.Fprintln(a.Out, imageID(made, several))
+	return a.sayBuilt(j, made, o.Names, several)
+}
+
+// local refuses what only a build in this process can do.
+func (j *buildJob) local() error {
+	switch {
+	case j.shell.onFail:
+		return errors.New("--shell-on-fail is for builds on this machine")
+	case j.explain.form != "":
+		return errors.New("--explain is for builds on this machine: a BuildKit daemon does not tell what changed")
+	case j.cache.limit != "":
+		return errors.New("--cache-limit is for builds on this machine: a BuildKit daemon has a limit of its own")
 	}
 	return nil
 }
