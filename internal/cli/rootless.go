@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/content/store"
-	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/sandbox"
 	"github.com/strake-project/strake/internal/sandbox/network"
 	"github.com/strake-project/strake/internal/userns"
@@ -117,10 +116,7 @@ func networkMode(name string) (sandbox.Network, error) {
 		}
 		return sandbox.Host, nil
 	case "pasta", "slirp4netns":
-		if userns.Inside() {
-			return sandbox.User, nil
-		}
-		return "", fmt.Errorf("--network %s is for ordinary users: use --network host or none: %w", name, oci.ErrUnsupported)
+		return sandbox.User, nil
 	}
 	return "", fmt.Errorf("network %s is not supported yet: use --network host or none", name)
 }

@@ -64,7 +64,7 @@ func (f *runFlags) declare(fs *pflag.FlagSet) {
 	fs.StringVar(&f.memorySwap, "memory-swap", "", "Limit memory and swap together (-1 for unlimited swap)")
 	fs.StringArrayVar(&f.mounts, "mount", nil, "Mount a directory, a file or a tmpfs (type=bind,src=…,dst=…)")
 	fs.StringVar(&f.name, "name", "", "The container's name")
-	fs.StringVar(&f.network, "network", "default", "The container's network: host, none, and for ordinary users pasta or slirp4netns; default is host for root, else one of the latter")
+	fs.StringVar(&f.network, "network", "default", "The container's network: host, none, or one of its own that pasta or slirp4netns connects; default is host for root, else one of the latter")
 	fs.StringVar(&f.network, "net", "default", "")
 	fs.Lookup("net").Hidden = true
 	fs.Int64Var(&f.pids, "pids-limit", 0, "Limit the number of processes (-1 for no limit)")

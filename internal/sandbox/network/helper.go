@@ -23,11 +23,12 @@ const dnsForward = "169.254.1.1"
 
 // startPasta connects u with pasta: it copies the machine's addresses and
 // routes into the namespace. No port is forwarded in either direction, and the
-// gateway is not the machine's loopback.
+// gateway is not the machine's loopback. Started by root it would become nobody,
+// who may not look below the store: --runas keeps it what it is.
 func startPasta(ctx context.Context, u *User, dir string) (func(), error) {
 	ready := filepath.Join(dir, "pasta.pid")
 	args := []string{"--config-net", "--foreground", "--stderr", "--quiet", "-t", "none", "-u", "none", "-T", "none", "-U", "none",
-		"--no-map-gw", "--pid", ready}
+		"--no-map-gw", "--pid", ready, "--runas", "0"}
 	conf, ok := resolvConf()
 	if !ok {
 		args = append(args, "--dns-forward", dnsForward)

@@ -3,7 +3,8 @@
 // An ordinary user may make a network namespace and none of the devices that
 // would connect it. So a helper in user space, pasta or slirp4netns, holds the
 // other end of the namespace's tap device and speaks to the world with sockets
-// of its own.
+// of its own. Root may have the same: it needs no bridge, no rule in the
+// machine's firewall, and leaves nothing behind when it is killed.
 package network
 
 import (
