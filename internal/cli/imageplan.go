@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,13 +40,8 @@ func (a *App) writePlan(ctx context.Context, s *store.Store, file string, p stor
 	if err != nil {
 		return 0, daemon(err)
 	}
-	disk, err := s.Disk(ctx)
-	if err != nil {
-		return 0, daemon(err)
-	}
 	plan := prunePlan{Version: 1, Created: time.Now().UTC(), Images: []plannedImage{}}
-	bytes, rest := shares(&p, first, disk)
-	plan.Content = slices.Sorted(maps.Keys(rest))
+	plan.Content = first.Rest
 	all, err := s.Images(ctx)
 	if err != nil {
 		return 0, daemon(err)
@@ -55,7 +49,7 @@ func (a *App) writePlan(ctx context.Context, s *store.Store, file string, p stor
 	now := byID(all)
 	for i := range p.Images {
 		img := &p.Images[i]
-		pl := plannedImage{ID: img.ID, Names: canonical(img.Names), Digests: canonical(img.Digests), Bytes: bytes[i]}
+		pl := plannedImage{ID: img.ID, Names: canonical(img.Names), Digests: canonical(img.Digests), Bytes: first.Shares[i]}
 		if cur := now[img.ID]; cur != nil {
 			for _, n := range canonical(cur.Names) {
 				if !slices.Contains(pl.Names, n) {
@@ -97,28 +91,6 @@ func writeAside(path string, data []byte) error {
 		err = os.Rename(f.Name(), path)
 	}
 	return err
-}
-
-// shares divides what done says is dead among the images, at the first that
-// has it, and returns what no image has.
-func shares(p *store.Prune, done *store.Pruned, disk *store.Disk) (bytes []int64, rest map[oci.Digest]bool) {
-	rest = map[oci.Digest]bool{}
-	for _, d := range done.Dead {
-		rest[d] = true
-	}
-	for i := range p.Images {
-		reached := map[oci.Digest]bool{}
-		disk.Reach(reached, p.Images[i].Target.Digest, p.Images[i].Manifest.Digest)
-		var n int64
-		for d := range reached {
-			if rest[d] {
-				n += disk.Bytes[d]
-				delete(rest, d)
-			}
-		}
-		bytes = append(bytes, n)
-	}
-	return bytes, rest
 }
 
 func canonical(refs []ref.Ref) []string {

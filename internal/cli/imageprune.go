@@ -262,17 +262,12 @@ func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune) err
 	if err != nil {
 		return daemon(err)
 	}
-	disk, err := s.Disk(ctx)
-	if err != nil {
-		return daemon(err)
-	}
-	bytes, _ := shares(&p, done, disk)
 	rest := done.Bytes + done.Waiting
 	w := term.NewTable(a.Out)
 	fmt.Fprintln(w, "IMAGE ID\tNAME\tWOULD FREE")
 	for i := range p.Images {
 		img := &p.Images[i]
-		n := bytes[i]
+		n := done.Shares[i]
 		rest -= n
 		name := "<none>"
 		if names := done.Untagged[img.ID]; len(names) > 0 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -123,6 +124,10 @@ func (s *Store) decide(ctx context.Context, sync bool, fn func(*tx) error) error
 
 // sort says what the dead were, as far as they have rows.
 func (t *tx) sort(dead []oci.Digest, freed *Freed) error {
+	if t.graph != nil {
+		t.graph.sort(dead, freed)
+		return nil
+	}
 	b, err := json.Marshal(dead)
 	if err != nil {
 		return err
@@ -157,8 +162,13 @@ func (t *tx) bury(dead []oci.Digest) error {
 	if err != nil {
 		return err
 	}
-	const among = " IN (SELECT value FROM json_each(?1))"
+	t.graph = nil
+	// A table of its own: some of these ask for each row whether it is in there.
+	const among = " IN (SELECT digest FROM temp.doomed)"
 	for _, q := range []string{
+		"CREATE TEMP TABLE IF NOT EXISTS doomed(digest TEXT PRIMARY KEY) WITHOUT ROWID",
+		"DELETE FROM temp.doomed",
+		"INSERT OR IGNORE INTO temp.doomed SELECT value FROM json_each(?1)",
 		"DELETE FROM image WHERE id IN (SELECT image FROM manifest WHERE digest" + among + `)
 			AND NOT EXISTS(SELECT 1 FROM manifest m WHERE m.image = image.id AND m.digest NOT` + among + ")",
 		"DELETE FROM manifest WHERE digest" + among,
@@ -172,7 +182,11 @@ func (t *tx) bury(dead []oci.Digest) error {
 		// the child itself said goes with it.
 		fmt.Sprintf("DELETE FROM edge WHERE kind IN (%d, %d) AND child", edgeSubject, edgeForm) + among,
 	} {
-		if _, err := t.Exec(q, string(b)); err != nil {
+		args := []any{}
+		if strings.Contains(q, "?1") {
+			args = append(args, string(b))
+		}
+		if _, err := t.Exec(q, args...); err != nil {
 			return err
 		}
 	}

@@ -35,6 +35,18 @@ func (s *Store) Disk(ctx context.Context) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
+	sizes, err := s.sizes(ctx, all)
+	if err != nil {
+		return nil, err
+	}
+	for i, a := range all {
+		d.Bytes[a] = sizes[i]
+	}
+	return d, nil
+}
+
+// sizes are the true disk bytes of each blob and of each layer's directory.
+func (s *Store) sizes(ctx context.Context, all []oci.Digest) ([]int64, error) {
 	sizes := make([]int64, len(all))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
@@ -48,13 +60,7 @@ func (s *Store) Disk(ctx context.Context) (*Disk, error) {
 			return ctx.Err()
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	for i, a := range all {
-		d.Bytes[a] = sizes[i]
-	}
-	return d, nil
+	return sizes, g.Wait()
 }
 
 // Reach adds to found what from keeps, from itself included.

@@ -37,7 +37,14 @@ type Pruned struct {
 	Records  []Record                 // that are gone
 	Dead     []oci.Digest             // blobs and layers that nothing needs any more, all of them
 	Waiting  int64                    // disk bytes of what was removed and waits
-	erased   []oci.Digest             // of the dead, those that do not wait
+
+	// Of a dry run: the disk bytes that go with each of the Images, those that
+	// several have at the first; and which of the Dead none of them has.
+	Shares []int64
+	Rest   []oci.Digest
+
+	erased []oci.Digest       // of the dead, those that do not wait
+	owner  map[oci.Digest]int // of a dry run's dead, whose share they are
 }
 
 // errDry takes a dry run's transaction back.
@@ -64,18 +71,8 @@ func (s *Store) Prune(ctx context.Context, p Prune) (*Pruned, error) {
 	if err != nil && !(p.Dry && errors.Is(err, errDry)) {
 		return nil, err
 	}
-	erased := map[oci.Digest]bool{}
-	for _, d := range done.erased {
-		erased[d] = true
-	}
-	seen := map[[2]uint64]bool{}
-	for _, d := range done.Dead {
-		if !erased[d] {
-			done.Waiting += blocks(s.blobPath(d), seen) + blocks(s.layerPath(d), seen)
-		}
-	}
-	if p.Dry {
-		return done, s.weigh(ctx, done.erased, p.All, &done.Freed)
+	if err := s.weigh(ctx, &p, done); err != nil || p.Dry {
+		return done, err
 	}
 	return done, s.clearOut(ctx, done.erased, p.All, &done.Freed)
 }
@@ -93,6 +90,9 @@ func (s *Store) prune(t *tx, p *Prune, done *Pruned) error {
 		}
 		from = append(from, waited...)
 	}
+	if p.Dry || p.All || len(p.Images) > manyRoots {
+		return s.pruneMany(t, p, from, done)
+	}
 	var images []oci.Digest
 	for i := range p.Images {
 		let, err := t.letImageGo(&p.Images[i], done)
@@ -105,12 +105,12 @@ func (s *Store) prune(t *tx, p *Prune, done *Pruned) error {
 	if err != nil {
 		return err
 	}
-	rest, err := s.dead(t, question{all: p.All, from: append(from, p.Content...), loose: true, waiting: true})
+	rest, err := s.dead(t, question{from: append(from, p.Content...), loose: true, waiting: true})
 	if err != nil {
 		return err
 	}
 	if len(p.Content) > 0 && !p.Now && len(from) == 0 {
-		rest = slices.DeleteFunc(rest, func(d oci.Digest) bool { return !slices.Contains(p.Content, d) })
+		rest = onlyOf(rest, p.Content)
 	}
 	if err := t.sort(rest, &done.Freed); err != nil {
 		return err
@@ -194,32 +194,60 @@ func (t *tx) unname(img *Image, done *Pruned) ([]oci.Digest, error) {
 			done.Untagged[img.ID] = append(append(done.Untagged[img.ID], names...), digests...)
 		}
 	}
-	slices.SortStableFunc(done.Untagged[img.ID], func(a, b ref.Ref) int {
-		return cmp.Or(strings.Compare(string(a.Digest), string(b.Digest)), strings.Compare(a.Familiar(), b.Familiar()))
-	})
+	sortUntagged(done.Untagged[img.ID])
 	return targets, nil
 }
 
-// weigh counts what deleting the files of the dead would free.
-func (s *Store) weigh(ctx context.Context, dead []oci.Digest, sweep bool, freed *Freed) error {
-	seen := map[[2]uint64]bool{}
-	if sweep {
-		left, err := s.findLeftovers(ctx, true, &freed.Bytes, seen)
-		if err != nil {
-			return err
+// sortUntagged puts tags first.
+func sortUntagged(names []ref.Ref) {
+	slices.SortStableFunc(names, func(a, b ref.Ref) int {
+		return cmp.Or(strings.Compare(string(a.Digest), string(b.Digest)), strings.Compare(a.Familiar(), b.Familiar()))
+	})
+}
+
+// weigh counts what waits, and of a dry run what deleting the files of the rest
+// would free.
+func (s *Store) weigh(ctx context.Context, p *Prune, done *Pruned) error {
+	sizes, err := s.sizes(ctx, done.Dead)
+	if err != nil {
+		return err
+	}
+	erased := map[oci.Digest]bool{}
+	for _, d := range done.erased {
+		erased[d] = true
+	}
+	if p.Dry {
+		done.Shares = make([]int64, len(p.Images))
+	}
+	for i, d := range done.Dead {
+		switch {
+		case !erased[d]:
+			done.Waiting += sizes[i]
+		case p.Dry:
+			done.Bytes += sizes[i]
 		}
-		for _, d := range left.blobs {
-			freed.Bytes += blocks(s.blobPath(d), seen)
-		}
-		for _, d := range left.layers {
-			freed.Bytes += blocks(s.layerPath(d), seen)
-		}
-		for _, p := range left.paths {
-			freed.Bytes += blocks(p, seen)
+		if owner, ok := done.owner[d]; ok {
+			done.Shares[owner] += sizes[i]
+		} else if p.Dry {
+			done.Rest = append(done.Rest, d)
 		}
 	}
-	for _, d := range dead {
-		freed.Bytes += blocks(s.blobPath(d), seen) + blocks(s.layerPath(d), seen)
+	if !p.Dry || !p.All {
+		return nil
+	}
+	seen := map[[2]uint64]bool{}
+	left, err := s.findLeftovers(ctx, true, &done.Bytes, seen)
+	if err != nil {
+		return err
+	}
+	for _, d := range left.blobs {
+		done.Bytes += blocks(s.blobPath(d), seen)
+	}
+	for _, d := range left.layers {
+		done.Bytes += blocks(s.layerPath(d), seen)
+	}
+	for _, p := range left.paths {
+		done.Bytes += blocks(p, seen)
 	}
 	return nil
 }

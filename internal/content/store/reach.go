@@ -2,8 +2,6 @@ package store
 
 import (
 	"encoding/json"
-	"maps"
-	"slices"
 
 	"github.com/strake-project/strake/internal/oci"
 )
@@ -43,42 +41,14 @@ func (s *Store) dead(t *tx, q question) ([]oci.Digest, error) {
 		return nil, err
 	}
 	if q.all || len(q.from) > manyRoots {
-		return t.deadOfMany(q, held)
+		g, err := t.loadGraph(held, false)
+		if err != nil {
+			return nil, err
+		}
+		t.graph = g
+		return g.dead(q), nil
 	}
 	return t.deadBelow(q, held)
-}
-
-// deadOfMany looks at everything that roots reach, and returns the others.
-func (t *tx) deadOfMany(q question, held map[oci.Digest]bool) ([]oci.Digest, error) {
-	// Not nil, which JSON calls null: no digest is IN a list with a NULL.
-	list, err := json.Marshal(slices.AppendSeq([]oci.Digest{}, maps.Keys(held)))
-	if err != nil {
-		return nil, err
-	}
-	from, err := json.Marshal(append([]oci.Digest{}, q.from...))
-	if err != nil {
-		return nil, err
-	}
-	query := "WITH RECURSIVE live(d) AS (SELECT value FROM json_each(?1)"
-	for _, table := range rootTables {
-		query += " UNION SELECT digest FROM " + table
-	}
-	if q.waiting {
-		query += " UNION SELECT digest FROM waiting"
-	}
-	if q.loose {
-		query += " UNION " + looseImages + " AND m.digest NOT IN (SELECT value FROM json_each(?2))"
-	}
-	query += " UNION SELECT child FROM edge JOIN live ON parent = d)"
-	if q.all {
-		query += ` SELECT digest FROM blob WHERE digest NOT IN (SELECT d FROM live)
-			UNION SELECT diffid FROM layer WHERE diffid NOT IN (SELECT d FROM live)
-			UNION SELECT digest FROM manifest WHERE digest NOT IN (SELECT d FROM live)`
-	} else {
-		query += `, below(d) AS (SELECT value FROM json_each(?2) UNION SELECT child FROM edge JOIN below ON parent = d)
-			SELECT d FROM below WHERE d NOT IN (SELECT d FROM live)`
-	}
-	return t.digests(query, string(list), string(from))
 }
 
 // deadBelow returns what is reached from the digests given, and no root

@@ -19,6 +19,7 @@ type tx struct {
 	conn  *sql.Conn  // nil without a transaction
 	op    *operation // of which a write is part
 	names []byte     // lines for the journal of names
+	graph *graph     // the last that was loaded, until rows are buried
 }
 
 type querier interface {
