@@ -17,37 +17,38 @@ import (
 // floors, its own parent or its own children. A room that is not named stands
 // on its nearest named parent's floor.
 var floors = map[string]int{
-	"internal/oci":             1,
-	"internal/oci/ref":         1,
-	"internal/oci/layer":       1,
-	"internal/oci/tree":        1,
-	"internal/userns":          1,
-	"internal/content":         2,
-	"internal/content/bulk":    2,
-	"internal/content/store":   2,
-	"internal/content/remote":  2,
-	"internal/content/archive": 2,
-	"internal/rootfs":          2,
-	"internal/sandbox":         2,
-	"internal/sandbox/network": 2,
-	"internal/sandbox/seccomp": 2,
-	"internal/build":           3,
-	"internal/build/cache":     3,
-	"internal/build/frontend":  3,
-	"internal/build/fileop":    3,
-	"internal/build/git":       3,
-	"internal/build/local":     3,
-	"internal/build/output":    3,
-	"internal/build/remote":    3,
-	"internal/build/sshagent":  3,
-	"internal/container":       3,
-	"internal/image":           3,
-	"internal/image/sbom":      3,
-	"internal/serve/registry":  4,
-	"internal/cli":             5,
-	"internal/cli/term":        5,
-	"internal/ocitest":         9, // tests only
-	"":                         9, // main
+	"internal/oci":                 1,
+	"internal/oci/ref":             1,
+	"internal/oci/layer":           1,
+	"internal/oci/tree":            1,
+	"internal/userns":              1,
+	"internal/content":             2,
+	"internal/content/bulk":        2,
+	"internal/content/store":       2,
+	"internal/content/remote":      2,
+	"internal/content/remote/auth": 2,
+	"internal/content/archive":     2,
+	"internal/rootfs":              2,
+	"internal/sandbox":             2,
+	"internal/sandbox/network":     2,
+	"internal/sandbox/seccomp":     2,
+	"internal/build":               3,
+	"internal/build/cache":         3,
+	"internal/build/frontend":      3,
+	"internal/build/fileop":        3,
+	"internal/build/git":           3,
+	"internal/build/local":         3,
+	"internal/build/output":        3,
+	"internal/build/remote":        3,
+	"internal/build/sshagent":      3,
+	"internal/container":           3,
+	"internal/image":               3,
+	"internal/image/sbom":          3,
+	"internal/serve/registry":      4,
+	"internal/cli":                 5,
+	"internal/cli/term":            5,
+	"internal/ocitest":             9, // tests only
+	"":                             9, // main
 }
 
 // sameFloor are the imports between rooms of one floor that are meant: rootfs
@@ -105,9 +106,17 @@ func TestArchitecture(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	chart, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for room := range floors {
 		if !rooms[room] {
 			t.Errorf("floors names %s, which has no code", room)
+		}
+		short := strings.TrimPrefix(room, "internal/")
+		if room != "" && !strings.Contains(string(chart), "`"+short+"`") && !strings.Contains(string(chart), "`"+room+"`") {
+			t.Errorf("ARCHITECTURE.md does not say what %s knows", room)
 		}
 	}
 }
