@@ -97,8 +97,12 @@ func startError(args []string, out io.Writer, err error) error {
 	if !errors.As(err, &start) {
 		return err
 	}
-	if start.Code == 126 || start.Code == 127 {
+	switch start.Code {
+	case 126, 127:
 		fmt.Fprintf(out, "unable to start container process: %v\n", err)
+		return &ExitError{Args: args, Code: 1}
+	case 255: // the kernel would not run it: no interpreter, no format it knows
+		fmt.Fprintf(out, "%v\n", err)
 		return &ExitError{Args: args, Code: 1}
 	}
 	return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(args, " "), err)

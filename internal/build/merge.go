@@ -184,13 +184,15 @@ func relink(entries []*layer.Entry) {
 
 // writeEntry writes e, with its content from view if it is a file.
 func writeEntry(ctx context.Context, w *layer.Writer, e *layer.Entry, view tree.View) error {
+	one := *e
+	one.Xattrs = layer.BuiltXattrs(e.Xattrs)
 	if e.Type != layer.Regular {
-		return w.Write(*e, nil)
+		return w.Write(one, nil)
 	}
 	r, err := view.Open(ctx, e.Path)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	return w.Write(*e, r)
+	return w.Write(one, r)
 }

@@ -53,7 +53,7 @@ func (o *output) one(n *node, p string) error {
 		return err
 	}
 	e := n.inode.e
-	e.Path, e.Offset = p, 0
+	e.Path, e.Offset, e.Xattrs = p, 0, layer.BuiltXattrs(e.Xattrs)
 	if len(n.inode.names) > 1 {
 		if first, ok := o.first[n.inode]; ok {
 			e.Type, e.Link, e.Size, e.Digest = layer.HardLink, first, 0, ""

@@ -119,9 +119,10 @@ func (s *Store) lockLayer(ctx context.Context, diffID oci.Digest) (*os.File, err
 
 // TakeTree makes dir, an overlay upper directory in a scratch directory of
 // this store, the tree of a layer, by rename; no tar is written. dir is gone
-// afterwards, also where the layer existed already.
+// afterwards, also where the layer existed already. Of xattrs it keeps what
+// docker keeps in a layer it makes (layer.BuiltXattrs).
 func (s *Store) TakeTree(ctx context.Context, dir string) (*layer.TOC, error) {
-	toc, err := layer.Pack(ctx, io.Discard, dir)
+	toc, err := layer.PackBuilt(ctx, io.Discard, dir)
 	if err != nil {
 		return nil, err
 	}

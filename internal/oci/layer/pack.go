@@ -28,7 +28,22 @@ func Pack(ctx context.Context, w io.Writer, dir string) (*TOC, error) {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(root)
-	p := &packer{ctx: ctx, w: NewWriter(w), inodes: map[inode]string{}}
+	return (&packer{ctx: ctx, w: NewWriter(w), inodes: map[inode]string{}}).pack(root)
+}
+
+// PackBuilt is Pack of a directory that a build's step or a container wrote.
+// What BuiltXattrs leaves out it takes off the files, so that the tree is the
+// layer's.
+func PackBuilt(ctx context.Context, w io.Writer, dir string) (*TOC, error) {
+	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(root)
+	return (&packer{ctx: ctx, w: NewWriter(w), inodes: map[inode]string{}, built: true}).pack(root)
+}
+
+func (p *packer) pack(root int) (*TOC, error) {
 	if err := p.dir(root, "."); err != nil {
 		return nil, fmt.Errorf("pack: %w", err)
 	}
@@ -43,6 +58,7 @@ type packer struct {
 	inodes map[inode]string // the first path of each that has several
 	list   []byte           // of xattr names
 	value  []byte
+	built  bool
 }
 
 // dir writes the entries of an open directory and all below it.
@@ -54,8 +70,7 @@ func (p *packer) dir(fd int, path string) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fmt.Errorf("stat %q: %w", path, err)
 	}
-	x, err := p.xattrs(path, func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
-		func(n string, b []byte) (int, error) { return unix.Fgetxattr(fd, n, b) })
+	x, err := p.xattrs(path, openFile(fd))
 	if err != nil {
 		return err
 	}
@@ -150,8 +165,7 @@ func (p *packer) file(at int, name, path string) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("%q changed while it was read: %w", path, oci.ErrConflict)
 	}
-	x, err := p.xattrs(path, func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
-		func(n string, b []byte) (int, error) { return unix.Fgetxattr(fd, n, b) })
+	x, err := p.xattrs(path, openFile(fd))
 	if err != nil {
 		return err
 	}
@@ -209,9 +223,7 @@ func (p *packer) special(at int, name, path string, st *unix.Stat_t) error {
 	default:
 		return fmt.Errorf("%q has the unknown type %#o: %w", path, st.Mode, oci.ErrUnsupported)
 	}
-	full := procPath(at, name)
-	x, err := p.xattrs(path, func(b []byte) (int, error) { return unix.Llistxattr(full, b) },
-		func(n string, b []byte) (int, error) { return unix.Lgetxattr(full, n, b) })
+	x, err := p.xattrs(path, namedFile(procPath(at, name)))
 	if err != nil {
 		return err
 	}
@@ -246,13 +258,33 @@ type found struct {
 	opaque, implied, root, whiteout bool
 }
 
+// holder is a file as far as its xattrs go: open, or by a name that is not
+// followed.
+type holder interface {
+	list([]byte) (int, error)
+	get(string, []byte) (int, error)
+	remove(string) error
+}
+
+type openFile int
+
+func (f openFile) list(b []byte) (int, error)          { return unix.Flistxattr(int(f), b) }
+func (f openFile) get(n string, b []byte) (int, error) { return unix.Fgetxattr(int(f), n, b) }
+func (f openFile) remove(n string) error               { return unix.Fremovexattr(int(f), n) }
+
+type namedFile string
+
+func (f namedFile) list(b []byte) (int, error)          { return unix.Llistxattr(string(f), b) }
+func (f namedFile) get(n string, b []byte) (int, error) { return unix.Lgetxattr(string(f), n, b) }
+func (f namedFile) remove(n string) error               { return unix.Lremovexattr(string(f), n) }
+
 // xattrs reads the xattrs of a node. Most have none, which costs one call.
-func (p *packer) xattrs(path string, list func([]byte) (int, error), get func(string, []byte) (int, error)) (found, error) {
+func (p *packer) xattrs(path string, h holder) (found, error) {
 	var f found
 	if p.list == nil {
 		p.list, p.value = make([]byte, 64<<10), make([]byte, maxXattr)
 	}
-	n, err := list(p.list)
+	n, err := h.list(p.list)
 	if errors.Is(err, unix.ENOTSUP) || n == 0 && err == nil {
 		return f, nil
 	}
@@ -267,7 +299,13 @@ func (p *packer) xattrs(path string, list func([]byte) (int, error), get func(st
 		if !isOverlay && !portable(name) {
 			continue
 		}
-		n, err := get(name, p.value)
+		if !isOverlay && p.built && name != capability {
+			if err := h.remove(name); err != nil {
+				return f, fmt.Errorf("remove xattr %s of %q: %w", name, path, err)
+			}
+			continue
+		}
+		n, err := h.get(name, p.value)
 		if err != nil {
 			return f, fmt.Errorf("read xattr %s of %q: %w", name, path, err)
 		}

@@ -56,3 +56,20 @@ func portableXattrs(m map[string]string) map[string]string {
 	}
 	return kept
 }
+
+// capability is the only xattr that docker writes into a layer it makes.
+const capability = "security.capability"
+
+// BuiltXattrs is m as a layer that a build or a commit makes has it: docker's
+// layers carry file capabilities and nothing else, whatever a step, an archive
+// or the context had on its files. Layers from elsewhere keep what they have.
+func BuiltXattrs(m map[string]string) map[string]string {
+	v, ok := m[capability]
+	switch {
+	case !ok:
+		return nil
+	case len(m) == 1:
+		return m
+	}
+	return map[string]string{capability: v}
+}
