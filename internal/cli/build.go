@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -77,7 +76,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	f.outputFlags.add(fs)
 	f.attestFlags.add(fs)
 	fs.BoolVar(&f.rm, "rm", true, "Remove intermediate containers after a successful build (always: there are none)")
-	fs.StringVar(&f.call, "call", "build", `Set method for evaluating build ("build", "check", "outline", "targets")`)
+	fs.StringVar(&f.call, "call", "build", `Set method for evaluating build ("build", "check", "outline", "targets"), with ",format=json" as JSON`)
 	f.cache.add(fs)
 	fs.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
 	f.explain.declare(fs)
@@ -168,6 +167,9 @@ func (a *App) buildJob(ctx context.Context, f *buildFlags, path string) (_ *buil
 }
 
 func (a *App) build(ctx context.Context, f *buildFlags, path string) error {
+	if _, err := f.calls(); err != nil {
+		return err
+	}
 	if !f.rm {
 		return &Failure{Code: 125, Err: errors.New("--rm=false is not supported: a build makes no containers")}
 	}
@@ -191,7 +193,7 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) error {
 	}
 	printer, err := term.NewBuildPrinter(mode, a.Err)
 	if err != nil {
-		return buildError(err)
+		return fmt.Errorf("ERROR: %w", err)
 	}
 	if j.builder != nil {
 		return a.buildRemote(ctx, j, st, printer)
@@ -248,7 +250,7 @@ func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store, print
 	}
 	if len(res.Images) == 0 {
 		printer.Close(nil)
-		return a.printSubrequest(res.Metadata)
+		return a.printCall(j.buildFlags, res.Metadata)
 	}
 	out, err := a.buildOutputs(ctx, engine, res, j.outs)
 	if err != nil {
@@ -290,36 +292,6 @@ func (a *App) buildFailed(printer *term.BuildPrinter, err error) error {
 		_ = src.Print(a.Err) // the error itself follows; a failed snippet changes nothing
 	}
 	return buildError(fmt.Errorf("failed to solve: %w", err))
-}
-
-// printSubrequest prints what --call asked for; a check that found something
-// ends with exit code 1, as buildx's does.
-func (a *App) printSubrequest(md map[string][]byte) error {
-	text := strings.Trim(string(md["result.txt"]), "\n")
-	var lint struct {
-		Warnings []json.RawMessage `json:"warnings"`
-	}
-	_, checked := md["result.statuscode"]
-	if checked && json.Unmarshal(md["result.json"], &lint) == nil {
-		switch n := len(lint.Warnings); n {
-		case 0:
-			fmt.Fprintln(a.Out, "Check complete, no warnings found.")
-		case 1:
-			fmt.Fprintln(a.Out, "Check complete, 1 warning has been found!")
-		default:
-			fmt.Fprintf(a.Out, "Check complete, %d warnings have been found!\n", n)
-		}
-		if text != "" {
-			text = "\n" + text
-		}
-	}
-	if text != "" {
-		fmt.Fprintln(a.Out, text)
-	}
-	if len(lint.Warnings) > 0 {
-		return exit(1)
-	}
-	return nil
 }
 
 func buildNames(tags []string) ([]ref.Ref, error) {

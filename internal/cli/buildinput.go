@@ -244,20 +244,12 @@ func (f *buildFlags) frontendOpts(in *buildInput) (map[string]string, error) {
 	if f.cgroupParent != "" {
 		o["cgroup-parent"] = f.cgroupParent
 	}
-	call := f.call
-	if f.check {
-		call = "check"
+	call, err := f.calls()
+	if err != nil {
+		return nil, err
 	}
-	switch call {
-	case "", "build":
-	case "check", "lint":
-		o["requestid"] = "frontend.lint"
-	case "outline":
-		o["requestid"] = "frontend.outline"
-	case "targets":
-		o["requestid"] = "frontend.targets"
-	default:
-		return nil, fmt.Errorf("unsupported call method %q: build, check, outline and targets are known", call)
+	if call.request != "" {
+		o["requestid"] = call.request
 	}
 	return o, nil
 }

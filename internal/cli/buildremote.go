@@ -101,7 +101,7 @@ func (a *App) buildRemote(ctx context.Context, j *buildJob, st *store.Store, pri
 	}
 	printer.Close(nil)
 	if res.Metadata != nil {
-		return a.printSubrequest(res.Metadata)
+		return a.printCall(j.buildFlags, res.Metadata)
 	}
 	if err := files.close(nil); err != nil {
 		return buildError(err)

@@ -18,9 +18,12 @@ import (
 //	tty    the list of steps, drawn anew in place, with the running time and the
 //	       last lines of output of those that run
 //	quiet  nothing
+//	rawjson  every event as a line of JSON
 type BuildPrinter struct {
 	mu     sync.Mutex
 	view   buildView
+	out    *Out
+	warned []*build.Warning
 	byID   map[oci.Digest]*step
 	steps  []*step // in the order in which they started
 	begin  time.Time
@@ -76,11 +79,13 @@ func (s *step) elapsed() time.Duration {
 // on a terminal and plain elsewhere; a mode that is none of them is refused in
 // BuildKit's words.
 func NewBuildPrinter(mode string, out *Out) (*BuildPrinter, error) {
-	p := &BuildPrinter{byID: map[oci.Digest]*step{}, begin: time.Now(), stop: make(chan struct{})}
+	p := &BuildPrinter{out: out, byID: map[oci.Digest]*step{}, begin: time.Now(), stop: make(chan struct{})}
 	switch {
 	case mode == "quiet":
 		p.view = quietView{}
 		return p, nil
+	case mode == "rawjson":
+		p.view = &rawView{out: out}
 	case mode == "plain", (mode == "auto" || mode == "") && !out.IsTerminal():
 		p.view = &plainView{out: out}
 	case mode == "auto", mode == "", mode == "tty":
@@ -117,6 +122,10 @@ func (p *BuildPrinter) tick() {
 func (p *BuildPrinter) Event(e build.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if raw, ok := p.view.(*rawView); ok {
+		raw.event(e)
+		return
+	}
 	switch {
 	case e.Vertex != nil:
 		p.vertex(e.Vertex)
@@ -131,6 +140,9 @@ func (p *BuildPrinter) Event(e build.Event) {
 			p.view.changed(p, s)
 		}
 	case e.Warning != nil:
+		if !p.warn(e.Warning) {
+			return
+		}
 		if s := p.byID[e.Warning.Vertex]; s != nil {
 			s.warnings = append(s.warnings, e.Warning.Short)
 			p.view.changed(p, s)
@@ -193,6 +205,7 @@ func (p *BuildPrinter) Close(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.view.close(p, err != nil)
+	p.summary()
 }
 
 // Pause keeps the printer from the terminal until resume is called; who has

@@ -79,6 +79,9 @@ func TestPlain(t *testing.T) {
  > [4/4] RUN exit 3:
 0.002 oops
 ------
+
+ 1 warning found (use docker --debug to expand):
+ - careful
 `
 	if d := cmp.Diff(want, out.String()); d != "" {
 		t.Error(d)

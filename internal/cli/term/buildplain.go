@@ -16,6 +16,9 @@ const (
 	statusPercent = 5
 	// A status that is done so soon is worth one line, not two.
 	statusHold = 100 * time.Millisecond
+	// A Dockerfile that was read waits so long for what its checks find, which
+	// people look for there and not below other steps.
+	warnHold = 100 * time.Millisecond
 )
 
 // plainView prints lines that only grow.
@@ -27,6 +30,7 @@ type plainView struct {
 	waiting []*step
 	since   time.Time // when the first of those began to wait
 	buf     strings.Builder
+	closing bool
 }
 
 // plainState is what the view keeps with a step.
@@ -37,7 +41,7 @@ type plainState struct {
 }
 
 func (v *plainView) changed(_ *BuildPrinter, s *step) {
-	if s.plain.ended && len(s.log.lines) == 0 {
+	if s.plain.ended && len(s.log.lines) == 0 && s.plain.warnings == len(s.warnings) {
 		return
 	}
 	if v.current != nil && v.current != s {
@@ -58,6 +62,7 @@ func (v *plainView) changed(_ *BuildPrinter, s *step) {
 func (v *plainView) tick(*BuildPrinter) {
 	if v.current != nil {
 		v.print(v.current)
+		v.next()
 	}
 	if v.current != nil && len(v.waiting) > 0 && time.Since(v.since) >= turn {
 		v.leave()
@@ -67,6 +72,7 @@ func (v *plainView) tick(*BuildPrinter) {
 }
 
 func (v *plainView) close(p *BuildPrinter, failed bool) {
+	v.closing = true
 	for _, s := range append([]*step{v.current}, v.waiting...) {
 		if s != nil {
 			v.print(s)
@@ -109,6 +115,12 @@ func (v *plainView) next() {
 	}
 }
 
+// held tells whether s is done but may be about to get warnings.
+func (v *plainView) held(s *step) bool {
+	return !v.closing && strings.HasPrefix(s.Name, "[internal] load build definition from ") &&
+		s.Error == "" && time.Since(*s.Completed) < warnHold
+}
+
 // leave turns from the current step to others.
 func (v *plainView) leave() {
 	fmt.Fprintf(&v.buf, "#%d ...\n", v.current.plain.index)
@@ -139,12 +151,13 @@ func (v *plainView) print(s *step) {
 	}
 	for _, w := range s.warnings[s.plain.warnings:] {
 		v.line(s, "WARN: "+w)
+		s.plain.ended = false // as in BuildKit it ends once more
 	}
 	s.plain.warnings = len(s.warnings)
 	for _, l := range s.log.take() {
 		v.line(s, l)
 	}
-	if !s.finished() {
+	if !s.finished() || v.held(s) {
 		return
 	}
 	v.current = nil
