@@ -178,6 +178,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) error {
 		return buildError(err)
 	}
 	defer j.close()
+	if err := f.forgetImageID(); err != nil {
+		return buildError(err)
+	}
 	st, err := a.Store()
 	if err != nil {
 		return err

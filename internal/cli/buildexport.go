@@ -214,7 +214,7 @@ func (x *exporting) layout(ctx context.Context, asm *build.Assembly, o *buildOut
 // output.
 func (x *exporting) stream(dest string, write func(io.Writer) error) error {
 	if dest != "-" {
-		return writeFile(dest, write)
+		return writeFile(dest, 0o666, write)
 	}
 	w := bufio.NewWriterSize(x.Out, 1<<20)
 	if err := write(w); err != nil {
@@ -283,6 +283,19 @@ func imageID(out *build.Exported, several bool) oci.Digest {
 		return out.Target.Digest
 	}
 	return out.ID
+}
+
+// forgetImageID removes an older build's file, lest it is taken for this one's
+// where this one fails. A device or a pipe stays.
+func (f *buildFlags) forgetImageID() error {
+	fi, err := os.Lstat(f.iidFile)
+	if f.iidFile == "" || err != nil || !fi.Mode().IsRegular() {
+		return nil
+	}
+	if err := os.Remove(f.iidFile); err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("removing image ID file: %w", err)
+	}
+	return nil
 }
 
 // writeResult writes the files that --iidfile and --metadata-file name.

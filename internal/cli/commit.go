@@ -193,7 +193,7 @@ func (a *App) export(ctx context.Context, name, output string) error {
 	if output == "" {
 		return daemon(container.In(s).Export(ctx, c, a.Out))
 	}
-	return writeFile(output, func(w io.Writer) error { return daemon(container.In(s).Export(ctx, c, w)) })
+	return writeFile(output, 0o600, func(w io.Writer) error { return daemon(container.In(s).Export(ctx, c, w)) })
 }
 
 func (a *App) diffCommand(use string) *cobra.Command {

@@ -34,7 +34,8 @@ with what it was made from; --quick compares only names and lengths.
 With --fix, what can be mended is: a damaged or missing database is made again
 from the blobs, the old database and the journal of names; damaged blobs are
 fetched again by digest from the registries that have them; damaged trees are
-unpacked again. What cannot be had again is named.
+unpacked again, or made again from the layer's table of contents. What cannot be
+had again is named.
 
 The exit code is 1 if something is wrong, or still wrong after --fix.`,
 		Example: `  strake doctor
@@ -263,6 +264,13 @@ func (a *App) mend(ctx context.Context, s *store.Store, found []*finding) ([]*fi
 // mendOne drops what is damaged and brings it again. Where that fails, f says
 // so; an error is one that ends everything.
 func (a *App) mendOne(ctx context.Context, s *store.Store, f *finding) error {
+	if f.problem.Kind == store.BadTree {
+		if made, err := s.Remake(ctx, f.problem.Digest); made || err != nil {
+			f.Mended = made
+			f.Text += "; made again from the layer's table of contents"
+			return err
+		}
+	}
 	d, other, err := s.Drop(ctx, f.problem)
 	if err != nil && !errors.Is(err, oci.ErrNotFound) {
 		return err

@@ -86,7 +86,7 @@ func (a *App) save(ctx context.Context, names []string, o *saveOptions) error {
 		}
 		return w.Flush()
 	}
-	return writeFile(o.output, write)
+	return writeFile(o.output, 0o600, write)
 }
 
 // saving is one name in the archive.
@@ -136,8 +136,9 @@ func validOutput(path string) error {
 }
 
 // writeFile writes path through write: a regular file appears whole or not at
-// all; a device or a pipe is written to as it is.
-func writeFile(path string, write func(io.Writer) error) error {
+// all, a new one with perm less the umask; a device or a pipe is written to as
+// it is.
+func writeFile(path string, perm os.FileMode, write func(io.Writer) error) error {
 	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
@@ -149,7 +150,7 @@ func writeFile(path string, write func(io.Writer) error) error {
 		}
 		return f.Close()
 	}
-	f, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600), renameio.WithExistingPermissions())
+	f, err := renameio.NewPendingFile(path, renameio.WithPermissions(perm), renameio.WithExistingPermissions())
 	if err != nil {
 		return err
 	}

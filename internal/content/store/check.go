@@ -140,6 +140,44 @@ func (s *Store) still(ctx context.Context, query string, d oci.Digest) (there bo
 	return err == nil && there
 }
 
+// Every change of a tag is written twice, in its row and in its log: where they
+// differ, one of them was damaged.
+const (
+	tagsNotLogged = `SELECT digest FROM tag t WHERE digest IS NOT
+		(SELECT digest FROM taglog l WHERE l.repo = t.repo AND l.tag = t.tag ORDER BY n DESC LIMIT 1)`
+	logsNotTagged = `SELECT digest FROM taglog l WHERE digest <> ''
+		AND n = (SELECT max(n) FROM taglog m WHERE m.repo = l.repo AND m.tag = l.tag)
+		AND NOT EXISTS(SELECT 1 FROM tag t WHERE t.repo = l.repo AND t.tag = l.tag)`
+)
+
+// trust fails with a DamagedError where the database cannot be asked what is
+// not needed: its pages are damaged, a tag is not what was written, or a root
+// of the graph is not there. It is for what removes more than it was told by
+// name, and costs a look at each page and tag.
+func (s *Store) trust(t *tx) error {
+	var said string
+	if err := t.QueryRow("PRAGMA quick_check(1)").Scan(&said); err != nil {
+		return err
+	}
+	if said != "ok" {
+		return &DamagedError{Root: s.root, What: fmt.Sprintf("is damaged (%s)", strings.ReplaceAll(said, "\n", "; "))}
+	}
+	for _, query := range []string{
+		tagsNotLogged, logsNotTagged,
+		"SELECT DISTINCT child FROM edge WHERE kind IN (1, 2) AND parent NOT IN (SELECT digest FROM manifest)",
+		"SELECT digest FROM tag WHERE digest IN (SELECT digest FROM blob) AND digest NOT IN (SELECT digest FROM manifest WHERE gone = 0)",
+	} {
+		wrong, err := t.digests(query + " LIMIT 1")
+		if err != nil {
+			return err
+		}
+		if len(wrong) > 0 {
+			return &DamagedError{Root: s.root, What: fmt.Sprintf("contradicts itself about %s, so nothing is removed", wrong[0])}
+		}
+	}
+	return nil
+}
+
 // checkGraph looks for rows that name what they cannot do without.
 func (s *Store) checkGraph(t *tx, report func(ProblemKind, oci.Digest, string, ...any)) error {
 	for _, c := range []struct {
@@ -149,11 +187,8 @@ func (s *Store) checkGraph(t *tx, report func(ProblemKind, oci.Digest, string, .
 		{Missing, "is tagged and missing", "SELECT digest FROM tag WHERE digest NOT IN (SELECT digest FROM blob)"},
 		{Missing, "is the digest of a repository and missing", "SELECT digest FROM repodigest WHERE digest NOT IN (SELECT digest FROM blob)"},
 		{Missing, "is a manifest whose bytes are missing", "SELECT digest FROM manifest WHERE digest NOT IN (SELECT digest FROM blob)"},
-		{BadDatabase, "is where a tag points that its log does not know", `SELECT digest FROM tag t WHERE digest IS NOT
-			(SELECT digest FROM taglog l WHERE l.repo = t.repo AND l.tag = t.tag ORDER BY n DESC LIMIT 1)`},
-		{BadDatabase, "is where a tag's log ends that is no more", `SELECT digest FROM taglog l WHERE digest <> ''
-			AND n = (SELECT max(n) FROM taglog m WHERE m.repo = l.repo AND m.tag = l.tag)
-			AND NOT EXISTS(SELECT 1 FROM tag t WHERE t.repo = l.repo AND t.tag = l.tag)`},
+		{BadDatabase, "is where a tag points that its log does not know", tagsNotLogged},
+		{BadDatabase, "is where a tag's log ends that is no more", logsNotTagged},
 		{BadDatabase, "is tagged, and no row says what it is", `SELECT digest FROM tag WHERE digest IN (SELECT digest FROM blob)
 			AND digest NOT IN (SELECT digest FROM manifest)`},
 		{BadDatabase, "is a manifest without its facts", `SELECT digest FROM manifest WHERE config <> '' AND image NOT IN (SELECT id FROM image)

@@ -79,6 +79,9 @@ func (s *Store) Prune(ctx context.Context, p Prune) (*Pruned, error) {
 
 // prune decides.
 func (s *Store) prune(t *tx, p *Prune, done *Pruned) error {
+	if err := s.trust(t); err != nil {
+		return err
+	}
 	from, err := t.letGo(p, done)
 	if err != nil {
 		return err

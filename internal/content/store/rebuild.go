@@ -383,7 +383,7 @@ func (t *tx) refillRest(old *salvaged) error {
 			return err
 		}
 	}
-	return nil
+	return t.refillLog(&old.remembered)
 }
 
 // valid refuses what a damaged line or row may hold.

@@ -24,6 +24,7 @@ type salvaged struct {
 	origins    [][2]string // digest, repository
 	records    []Record
 	holds      [][3]string // digest, bucket, key
+	remembered
 }
 
 // salvage reads what it can. It works on copies, and never fails: what cannot
@@ -50,7 +51,7 @@ func (s *Store) salvage(ctx context.Context, fresh string) *salvaged {
 		if mend != nil && mend(path) != nil {
 			break
 		}
-		if out.read(ctx, path) {
+		if out.read(ctx, path, mend == nil) {
 			break
 		}
 	}
@@ -87,8 +88,10 @@ func transplant(path, healthy string) error {
 	return err
 }
 
-// read adds what the database at path says, and tells whether it said all.
-func (o *salvaged) read(ctx context.Context, path string) bool {
+// read adds what the database at path says, and tells whether it said all. The
+// log is read only of one whose tables are where it says itself: a store that an
+// older strake began has them in other places.
+func (o *salvaged) read(ctx context.Context, path string, log bool) bool {
 	db := connect(path, "mode=rw")
 	defer db.Close()
 	whole := true
@@ -144,6 +147,9 @@ func (o *salvaged) read(ctx context.Context, path string) bool {
 		return err
 	}, "origin", "digest, repo", "digest DESC")
 	o.readRecords(rows)
+	if log {
+		o.readLog(rows)
+	}
 	o.whole = o.whole || whole
 	return whole
 }

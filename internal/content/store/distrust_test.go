@@ -1,0 +1,153 @@
+package store_test
+
+import (
+	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	_ "modernc.org/sqlite"
+
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/ocitest"
+)
+
+func execute(t *testing.T, root, query string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(root, "strake.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec(query); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPruneDistrusts damages a tag's row: what it no longer points at looks
+// like rubbish, and nothing is removed until the database is made again.
+func TestPruneDistrusts(t *testing.T) {
+	root := t.TempDir()
+	s := open(t, root)
+	put(t, t.Context(), s, numbered(1), "one")
+	put(t, t.Context(), s, numbered(2), "two")
+	execute(t, root, "UPDATE tag SET digest = (SELECT digest FROM tag WHERE repo LIKE '%one') WHERE repo LIKE '%two'")
+	var damaged *store.DamagedError
+	for _, p := range []store.Prune{{All: true, Now: true}, {All: true}, {All: true, Dry: true}, {Images: images(t, s)}} {
+		if _, err := s.Prune(t.Context(), p); !errors.As(err, &damaged) {
+			t.Errorf("prune %+v of a damaged database: %v", p, err)
+		}
+	}
+	s.Close()
+	if _, err := store.Rebuild(t.Context(), root, store.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, root)
+	if _, err := s.Prune(t.Context(), store.Prune{All: true, Now: true}); err != nil {
+		t.Error(err)
+	}
+	for i, n := range []string{"one", "two"} {
+		if !hasAll(t, s, numbered(i+1)) {
+			t.Errorf("%s is not whole", n)
+		}
+	}
+	sound(t, s)
+}
+
+// TestRebuildKeepsLog makes the database again: pins, what can be undone, and
+// what waits are as they were.
+func TestRebuildKeepsLog(t *testing.T) {
+	root := t.TempDir()
+	s := open(t, root)
+	index := ocitest.TwoPlatforms()
+	put(t, t.Context(), s, numbered(1), "one", "other")
+	put(t, t.Context(), s, index, "multi")
+	if _, err := s.Pin(t.Context(), name(t, "one"), true); err != nil {
+		t.Fatal(err)
+	}
+	before := lines(t, s)
+	remove(t, s, "multi", false)
+	logged, err := s.TagLog(t.Context(), name(t, "multi").WithDefaultTag())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if _, err := store.Rebuild(t.Context(), root, store.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, root)
+	if changed, err := s.Pin(t.Context(), name(t, "one"), true); changed || err != nil {
+		t.Errorf("the pin is lost: %v", err)
+	}
+	if got := lines(t, s); len(got) != 1 {
+		t.Errorf("images are %v; what was removed is back", got)
+	}
+	if again, err := s.TagLog(t.Context(), name(t, "multi").WithDefaultTag()); err != nil || len(again) != len(logged) || again[0] != logged[0] {
+		t.Errorf("log %v, %v; want %v", again, err, logged)
+	}
+	if u, err := s.Undo(t.Context(), 0, false); err != nil || u.Command != "rmi" {
+		t.Fatalf("Undo = %+v, %v", u, err)
+	}
+	if got := lines(t, s); len(got) != len(before) || !hasAll(t, s, index) {
+		t.Errorf("images are %v, want %v", got, before)
+	}
+	sound(t, s)
+}
+
+// TestRemake changes all of a tree but its files' contents: the layer has no
+// other form, and its table of contents is enough. Of changed contents it is not.
+func TestRemake(t *testing.T) {
+	s := open(t, t.TempDir())
+	ctx, _ := lease(t, s)
+	up := filepath.Join(t.TempDir(), "up")
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(up, "d", "e"), 0o750),
+		os.WriteFile(filepath.Join(up, "d", "f"), []byte("content"), 0o644),
+		os.WriteFile(filepath.Join(up, "d", "nothing"), nil, 0o600),
+		os.Symlink("f", filepath.Join(up, "d", "s")),
+		os.Link(filepath.Join(up, "d", "f"), filepath.Join(up, "d", "h")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	toc, err := s.TakeTree(ctx, up)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := s.Tree(ctx, toc.DiffID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{
+		os.Chmod(filepath.Join(tree, "d", "f"), 0o4777),
+		os.Chtimes(filepath.Join(tree, "d"), time.Unix(9, 0), time.Unix(9, 0)),
+		os.Remove(filepath.Join(tree, "d", "s")),
+		os.Remove(filepath.Join(tree, "d", "nothing")),
+		os.Remove(filepath.Join(tree, "d", "h")),
+		os.Remove(filepath.Join(tree, "d", "e")),
+		os.WriteFile(filepath.Join(tree, "d", "more"), nil, 0o600),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if problems, err := s.Check(ctx, true); len(problems) != 1 || err != nil {
+		t.Fatalf("%v, %v", problems, err)
+	}
+	if made, err := s.Remake(ctx, toc.DiffID); !made || err != nil {
+		t.Fatalf("Remake = %v, %v", made, err)
+	}
+	sound(t, s)
+	if err := os.WriteFile(filepath.Join(tree, "d", "f"), []byte("kontent"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if made, err := s.Remake(ctx, toc.DiffID); made || err != nil {
+		t.Errorf("Remake of changed contents = %v, %v", made, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(tree, "d", "f")); string(b) != "kontent" {
+		t.Errorf("what could not be made again is gone: %q, %v", b, err)
+	}
+}
