@@ -142,7 +142,7 @@ func withoutTags(img *store.Image, goes []ref.Ref) []ref.Ref {
 
 // selectImages lists what o asks to prune.
 func selectImages(ctx context.Context, s *store.Store, o *imagePruneOptions, all bool) ([]store.Image, error) {
-	images, err := unusedImages(ctx, s, all || o.any(), o.filters)
+	images, err := unusedImages(ctx, s, all || o.any(), o.dry || o.plan != "", o.filters)
 	if err != nil || !o.any() {
 		return images, err
 	}

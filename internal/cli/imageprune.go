@@ -177,7 +177,14 @@ func (o *pruneOptions) allImages() (bool, error) {
 
 // unusedImages lists what no container uses and the filters let through, only
 // what has no name unless all.
-func unusedImages(ctx context.Context, s *store.Store, all bool, fs filters) ([]store.Image, error) {
+func unusedImages(ctx context.Context, s *store.Store, all, dry bool, fs filters) ([]store.Image, error) {
+	var facts store.Facts // 10,000 images' are megabytes
+	if !dry {
+		facts |= store.Layers // to say which went
+	}
+	if len(fs.values("label"))+len(fs.values("label!")) > 0 {
+		facts |= store.Labels
+	}
 	keep, err := imageFilter(ctx, s, fs)
 	if err != nil {
 		return nil, err
@@ -186,7 +193,7 @@ func unusedImages(ctx context.Context, s *store.Store, all bool, fs filters) ([]
 	if err != nil {
 		return nil, err
 	}
-	images, err := s.Images(ctx)
+	images, err := s.List(ctx, store.Selection{Facts: facts})
 	if err != nil {
 		return nil, daemon(err)
 	}

@@ -139,7 +139,7 @@ func (a *App) systemPrune(ctx context.Context, o *pruneOptions) error {
 	if err != nil {
 		return err
 	}
-	images, err := unusedImages(ctx, s, o.all, o.filters)
+	images, err := unusedImages(ctx, s, o.all, o.dry, o.filters)
 	if err != nil {
 		return err
 	}

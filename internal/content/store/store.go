@@ -215,10 +215,28 @@ func (s *Store) layerPath(diffID oci.Digest) string {
 }
 
 func checkDigest(d oci.Digest) error {
+	if plainSHA256(string(d)) {
+		return nil
+	}
 	if err := d.Validate(); err != nil || !d.Algorithm().Available() {
 		return fmt.Errorf("digest %q: %w", d, oci.ErrInvalid)
 	}
 	return nil
+}
+
+// plainSHA256 knows nearly every digest there is. Validate matches a regular
+// expression, which was a tenth of what a prune of thousands took.
+func plainSHA256(d string) bool {
+	hex, ok := strings.CutPrefix(d, "sha256:")
+	if !ok || len(hex) != 64 {
+		return false
+	}
+	for _, c := range []byte(hex) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 // failed says what went wrong below path in the user's terms.

@@ -4,8 +4,12 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/strake-project/strake/internal/oci"
 )
@@ -149,6 +153,7 @@ func (s *Store) sweepPartials(dry bool, bytes *int64, seen map[[2]uint64]bool) e
 // listBlobs lists the files below blobs by what they are named.
 func (s *Store) listBlobs() (map[oci.Digest]bool, error) {
 	found := map[oci.Digest]bool{}
+	var mu sync.Mutex
 	algorithms, err := os.ReadDir(s.path("blobs"))
 	if err != nil {
 		return nil, s.failed(s.path("blobs"), err)
@@ -156,7 +161,9 @@ func (s *Store) listBlobs() (map[oci.Digest]bool, error) {
 	for _, alg := range algorithms {
 		err := s.shards(s.path("blobs", alg.Name()), func(_, name string) error {
 			if d := oci.Digest(alg.Name() + ":" + name); checkDigest(d) == nil {
+				mu.Lock()
 				found[d] = true
+				mu.Unlock()
 			}
 			return nil
 		})
@@ -170,6 +177,7 @@ func (s *Store) listBlobs() (map[oci.Digest]bool, error) {
 // listLayers lists the directories of layers with the names in each.
 func (s *Store) listLayers() (map[oci.Digest][]string, error) {
 	found := map[oci.Digest][]string{}
+	var mu sync.Mutex
 	err := s.shards(s.path("layers"), func(path, name string) error {
 		alg, hex, ok := strings.Cut(name, "-")
 		if !ok {
@@ -179,36 +187,51 @@ func (s *Store) listLayers() (map[oci.Digest][]string, error) {
 		if checkDigest(d) != nil {
 			return nil
 		}
-		entries, err := os.ReadDir(path)
-		names := []string{}
-		for _, e := range entries {
-			names = append(names, e.Name())
+		names, err := namesIn(path)
+		if err != nil && !os.IsNotExist(err) {
+			return err
 		}
+		mu.Lock()
 		found[d] = names
-		if os.IsNotExist(err) {
-			return nil
-		}
-		return err
+		mu.Unlock()
+		return nil
 	})
 	return found, err
 }
 
-// shards calls fn for each entry of each directory in dir.
+// shards calls fn for each entry of each directory in dir, for those of several
+// directories at once: tens of thousands are seconds otherwise.
 func (s *Store) shards(dir string, fn func(path, name string) error) error {
-	shards, err := os.ReadDir(dir)
+	shards, err := namesIn(dir)
 	if err != nil {
 		return s.failed(dir, err)
 	}
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, sh := range shards {
-		entries, err := os.ReadDir(filepath.Join(dir, sh.Name()))
-		if err != nil {
-			return s.failed(dir, err)
-		}
-		for _, e := range entries {
-			if err := fn(filepath.Join(dir, sh.Name(), e.Name()), e.Name()); err != nil {
-				return s.failed(dir, err)
+		g.Go(func() error {
+			shard := dir + "/" + sh
+			names, err := namesIn(shard)
+			if err != nil {
+				return s.failed(shard, err)
 			}
-		}
+			for _, n := range names {
+				if err := fn(shard+"/"+n, n); err != nil {
+					return s.failed(shard, err)
+				}
+			}
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
+}
+
+// namesIn lists a directory, in no order.
+func namesIn(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
 }

@@ -51,9 +51,9 @@ func blocks(path string, seen map[[2]uint64]bool) int64 {
 	}
 	n := st.Blocks * 512
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		entries, _ := os.ReadDir(path)
+		entries, _ := namesIn(path)
 		for _, e := range entries {
-			n += blocks(path+"/"+e.Name(), seen)
+			n += blocks(path+"/"+e, seen)
 		}
 	}
 	return n
