@@ -28,7 +28,7 @@ type importOptions struct {
 func (a *App) importCommand(use string) *cobra.Command {
 	var o importOptions
 	cmd := &cobra.Command{
-		Use:   use + " [OPTIONS] FILE|URL|- [REPOSITORY[:TAG]]",
+		Use:   use + " [OPTIONS] file|URL|- [REPOSITORY[:TAG]]",
 		Short: "Make an image of a root file system's tar archive",
 		Example: `  strake import rootfs.tar.gz base:1
   mmdebstrap --variant=minbase bookworm - | strake import -c 'CMD ["bash"]' - debian:12`,

@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/cli/term"
-	"github.com/strake-project/strake/internal/container"
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
@@ -58,6 +57,7 @@ type imageMetadata struct {
 
 type inspectOptions struct {
 	format, kind, platform string
+	size                   bool
 }
 
 func (a *App) imageInspectCommand() *cobra.Command {
@@ -87,19 +87,35 @@ func (a *App) inspectCommand() *cobra.Command {
   strake inspect --type image -f '{{json .Config.Env}}' web`,
 		Args: minArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			switch {
-			case cmd.Flags().Changed("type") && o.kind == "":
-				return errors.New(`type is empty: must be one of "image", "container"`)
-			case o.kind != "" && o.kind != "image" && o.kind != "container":
-				return fmt.Errorf(`unknown type: %q: must be one of "image", "container"`, o.kind)
+			if err := a.knownKind(o.kind, cmd.Flags().Changed("type")); err != nil {
+				return err
 			}
 			return a.inspect(cmd.Context(), args, &o)
 		},
 	}
 	fs := cmd.Flags()
 	fs.StringVarP(&o.format, "format", "f", "", `Print as "json" or with a Go TEMPLATE`)
+	fs.BoolVarP(&o.size, "size", "s", false, "Show also how much a container has written")
 	fs.StringVar(&o.kind, "type", "", `Look only among "image" or "container"`)
 	return cmd
+}
+
+// knownKind checks --type. Docker's other kinds of things are known to be none.
+func (a *App) knownKind(kind string, given bool) error {
+	known := `"image", "container"`
+	if a.name == "docker" {
+		known = `"config", "container", "image", "network", "node", "plugin", "secret", "service", "task", "volume"`
+	}
+	switch kind {
+	case "image", "container", "network", "volume":
+		return nil
+	case "":
+		if given {
+			return fmt.Errorf("type is empty: must be one of %s", known)
+		}
+		return nil
+	}
+	return fmt.Errorf("unknown type: %q: must be one of %s", kind, known)
 }
 
 // inspect prints what it finds of names, then says what it did not find.
@@ -126,8 +142,14 @@ func (a *App) inspect(ctx context.Context, names []string, o *inspectOptions) er
 }
 
 func (a *App) inspectOne(ctx context.Context, s *store.Store, name string, o *inspectOptions) (any, error) {
+	switch o.kind {
+	case "volume":
+		return nil, daemonf("get %s: no such volume", name)
+	case "network":
+		return nil, daemonf("network %s not found", name)
+	}
 	if o.kind != "image" {
-		object, err := inspectContainer(ctx, s, name)
+		object, err := inspectContainer(ctx, s, name, o.size)
 		if err == nil || !isNotFound(err) {
 			return object, err
 		}
@@ -149,60 +171,6 @@ func (a *App) inspectOne(ctx context.Context, s *store.Store, name string, o *in
 	}
 	object, err := inspectImage(ctx, s, img)
 	return object, daemon(err)
-}
-
-// containerObject is what inspect prints of a container: of docker's API
-// (GET /containers/NAME/json) what is recorded, in its order and under its names.
-type containerObject struct {
-	ID       string `json:"Id"`
-	Created  time.Time
-	Path     string
-	Args     []string
-	State    containerState
-	Image    oci.Digest
-	Name     string
-	Driver   string
-	Platform string
-	Config   containerConfig
-}
-
-type containerState struct {
-	Status     string
-	Running    bool
-	Paused     bool
-	Restarting bool
-	OOMKilled  bool
-	Dead       bool
-	Pid        int
-	ExitCode   int
-	Error      string
-	StartedAt  time.Time
-	FinishedAt time.Time
-}
-
-type containerConfig struct {
-	Image  string
-	Labels map[string]string
-}
-
-// inspectContainer looks a container up; oci.ErrNotFound if there is none.
-func inspectContainer(ctx context.Context, s *store.Store, name string) (any, error) {
-	c, err := container.In(s).Find(ctx, name)
-	if err != nil {
-		return nil, daemon(err)
-	}
-	o := &containerObject{
-		ID: c.ID, Created: c.Created, Args: []string{}, Image: c.ImageID, Name: "/" + c.Name, Driver: "overlayfs", Platform: "linux",
-		State: containerState{
-			Status: string(c.State), Running: c.State == container.Running, OOMKilled: c.OOM,
-			Pid: c.Pid, ExitCode: c.ExitCode, StartedAt: c.Started, FinishedAt: c.Finished,
-		},
-		Config: containerConfig{Image: c.Image, Labels: c.Labels},
-	}
-	if len(c.Command) > 0 {
-		o.Path, o.Args = c.Command[0], c.Command[1:]
-	}
-	return o, nil
 }
 
 // ofPlatform is img as it is for another platform of its index.

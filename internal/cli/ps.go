@@ -211,14 +211,18 @@ func newPsRow(c *container.Container, whole bool) *psRow {
 	slices.Sort(labels)
 	row.Labels = strings.Join(labels, ",")
 	var mounts []string
+	volumes := 0
 	for _, m := range c.Mounts {
+		if m.Type == "volume" {
+			volumes++
+		}
 		name := m.Source
 		if !whole {
 			name = ellipsis(name, 15)
 		}
 		mounts = append(mounts, name)
 	}
-	row.Mounts = strings.Join(mounts, ",")
+	row.Mounts, row.LocalVolumes = strings.Join(mounts, ","), strconv.Itoa(volumes)
 	return row
 }
 

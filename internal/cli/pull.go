@@ -52,6 +52,12 @@ func (a *App) pull(ctx context.Context, name string, o *pullOptions) error {
 	if o.allTags && !bare {
 		return errors.New("tag can't be used with --all-tags/-a")
 	}
+	if bare && !o.allTags {
+		r = r.WithDefaultTag()
+		if !o.quiet {
+			fmt.Fprintln(a.Out, "Using default tag:", r.Tag)
+		}
+	}
 	var p *oci.Platform
 	if o.platform != "" {
 		parsed, err := parsePlatform(o.platform)
@@ -59,12 +65,6 @@ func (a *App) pull(ctx context.Context, name string, o *pullOptions) error {
 			return err
 		}
 		p = &parsed
-	}
-	if bare && !o.allTags {
-		r = r.WithDefaultTag()
-		if !o.quiet {
-			fmt.Fprintln(a.Out, "Using default tag:", r.Tag)
-		}
 	}
 	ctx, s, release, err := a.leased(ctx)
 	if err != nil {

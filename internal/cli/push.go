@@ -67,6 +67,9 @@ func (a *App) push(ctx context.Context, name string, o *pushOptions) error {
 		return err
 	}
 	defer release()
+	if !o.quiet {
+		fmt.Fprintf(a.Out, "The push refers to repository [%s]\n", r.Repository())
+	}
 	refs := []ref.Ref{r}
 	if o.allTags {
 		tags, err := s.Tags(ctx, r)
@@ -80,9 +83,6 @@ func (a *App) push(ctx context.Context, name string, o *pushOptions) error {
 		if len(refs) == 0 {
 			return fmt.Errorf("An image does not exist locally with the tag: %s", r.FamiliarName())
 		}
-	}
-	if !o.quiet {
-		fmt.Fprintf(a.Out, "The push refers to repository [%s]\n", r.Repository())
 	}
 	repo := a.Remote().Repository(r)
 	for _, r := range refs {

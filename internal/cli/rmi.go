@@ -33,14 +33,22 @@ func (a *App) rmiCommand(use string) *cobra.Command {
 	fs.BoolVarP(&o.force, "force", "f", false, "Remove also what is pinned, and what several names or stopped containers use")
 	fs.BoolVar(&o.now, "now", false, "Free the space at once: no undo")
 	fs.BoolVar(&o.noPrune, "no-prune", false, "Keep untagged parents (strake's images have none)")
+	fs.StringSliceVar(&o.platforms, "platform", nil, "Remove only these platforms' images of several (os[/arch[/variant]]); needs -f")
 	return a.spelled(cmd, "image rm", "image remove", "rmi")
 }
 
-type rmiOptions struct{ force, noPrune, now bool }
+type rmiOptions struct {
+	force, noPrune, now bool
+	platforms           []string
+}
 
 // rmi removes each of names, goes on where one fails and reports all failures.
 // With force, a name that is not there is reported but is no failure.
 func (a *App) rmi(ctx context.Context, names []string, o *rmiOptions) error {
+	wanted, err := rmiPlatforms(o.platforms)
+	if err != nil {
+		return err
+	}
 	s, err := a.Store()
 	if err != nil {
 		return err
@@ -51,7 +59,7 @@ func (a *App) rmi(ctx context.Context, names []string, o *rmiOptions) error {
 	var errs []error
 	fatal := false
 	for _, name := range names {
-		r := remover{s: s, force: o.force, now: o.now}
+		r := remover{s: s, force: o.force, now: o.now, platforms: wanted}
 		err := r.remove(ctx, name)
 		for _, line := range r.lines {
 			fmt.Fprintln(a.Out, line)
@@ -72,13 +80,20 @@ func (a *App) rmi(ctx context.Context, names []string, o *rmiOptions) error {
 type remover struct {
 	s          *store.Store
 	force, now bool
-	lines      []string // what docker prints
+	platforms  []oci.Platform // only these of several
+	lines      []string       // what docker prints
 }
 
 func (r *remover) remove(ctx context.Context, name string) error {
 	img, err := findImage(ctx, r.s, name)
 	if err != nil {
 		return err
+	}
+	if len(r.platforms) > 0 {
+		whole, err := r.removePlatforms(ctx, img, name)
+		if err != nil || !whole {
+			return err
+		}
 	}
 	users, err := containersOf(ctx, r.s, img)
 	if err != nil {

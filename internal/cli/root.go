@@ -189,7 +189,7 @@ func (a *App) containerCommand() *cobra.Command {
 	ls.Aliases = []string{"list", "ps"}
 	rm := a.rmCommand("rm")
 	rm.Aliases = []string{"remove"}
-	return a.group("container", "Manage containers", a.commitCommand("commit"), a.diffCommand("diff"), a.exportCommand("export"), ls, a.containerPruneCommand(), rm, a.runCommand("run"))
+	return a.group("container", "Manage containers", a.commitCommand("commit"), a.diffCommand("diff"), a.exportCommand("export"), a.containerInspectCommand(), ls, a.containerPruneCommand(), rm, a.runCommand("run"))
 }
 
 // imageCommand is `strake image`.

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -31,13 +30,12 @@ func (a *App) systemDfCommand() *cobra.Command {
   strake system df -v`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if verbose && format != "" {
-				return errors.New("the verbose and the format options conflict")
-			}
 			u, err := a.usage(cmd.Context())
 			switch {
 			case err != nil:
 				return err
+			case verbose && format != "" && format != "table":
+				return a.formatUsage(u, format)
 			case verbose:
 				return a.printUsage(u)
 			}
@@ -193,23 +191,12 @@ func (u *diskUsage) containerRows() (written, volumes *summaryRow) {
 
 func (a *App) printUsage(u *diskUsage) error {
 	human := func(n int64) string { return units.HumanSize(float64(n)) }
-	owners := map[oci.Digest]int{}
-	for _, r := range u.reach {
-		for d := range r {
-			owners[d]++
-		}
-	}
+	owners := u.owners()
 	w := term.NewTable(a.Out)
 	fmt.Fprint(w, "Images space usage:\n\nREPOSITORY\tTAG\tIMAGE ID\tCREATED\tSIZE\tSHARED SIZE\tUNIQUE SIZE\tCONTAINERS\n")
 	for i := range u.images {
 		img := &u.images[i]
-		var unique int64
-		for d := range u.reach[i] {
-			if owners[d] == 1 {
-				unique += u.disk.Bytes[d]
-			}
-		}
-		size := u.disk.Sum(u.reach[i])
+		size, unique := u.shareOf(i, owners)
 		for _, r := range imageRows(img, &imagesOptions{}, false) {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", r.Repository, r.Tag, r.ID, r.CreatedSince,
 				human(size), human(size-unique), human(unique), u.users[img.ID])

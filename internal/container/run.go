@@ -128,7 +128,11 @@ func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 	}
 	for _, m := range spec.Mounts {
 		if m.Type == "bind" || m.Type == "tmpfs" {
-			one.Mounts = append(one.Mounts, Mount{Type: m.Type, Source: m.Source, Destination: m.Destination, ReadOnly: m.ReadOnly})
+			kind := m.Type
+			if strings.HasPrefix(m.Source, dir+"/") {
+				kind = "volume"
+			}
+			one.Mounts = append(one.Mounts, Mount{Type: kind, Source: m.Source, Destination: m.Destination, ReadOnly: m.ReadOnly})
 		}
 	}
 	one.Host = Host{

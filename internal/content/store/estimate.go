@@ -1,7 +1,9 @@
 package store
 
 import (
+	"archive/tar"
 	"encoding/binary"
+	"io"
 	"os"
 
 	"github.com/klauspost/compress/zstd"
@@ -10,11 +12,14 @@ import (
 )
 
 // plainSize is the length that the file's bytes have once decompressed, as far
-// as their ends tell; of what is not compressed it is the size. It is for
-// showing to people, until a TOC knows better.
+// as their ends tell; of a plain tar it is the sum of its files' sizes, and of
+// anything else the size. It is for showing to people, until a TOC knows better.
 func plainSize(f *os.File, size int64) int64 {
 	var head [64]byte
 	n, _ := f.ReadAt(head[:], 0)
+	if sum, ok := tarredBytes(f, size); ok {
+		return sum
+	}
 	switch layer.Sniff(head[:n]) {
 	case layer.Gzip:
 		return gunzipped(f, size)
@@ -48,4 +53,30 @@ func gunzipped(f *os.File, size int64) int64 {
 		return size
 	}
 	return plain
+}
+
+// mostHeaders bounds how many headers tarredBytes reads: each costs a read.
+const mostHeaders = 100_000
+
+// tarredBytes sums the sizes of the files in a plain tar, by its headers alone.
+func tarredBytes(f *os.File, size int64) (sum int64, ok bool) {
+	var magic [5]byte
+	if n, err := f.ReadAt(magic[:], 257); n < len(magic) || err != nil || string(magic[:]) != "ustar" {
+		return 0, false
+	}
+	// A section can seek: the reader jumps from header to header.
+	tr := tar.NewReader(io.NewSectionReader(f, 0, size))
+	for range mostHeaders {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return sum, true
+		}
+		if err != nil || sum+h.Size < sum {
+			return 0, false
+		}
+		if h.Typeflag == tar.TypeReg {
+			sum += h.Size
+		}
+	}
+	return 0, false
 }

@@ -109,10 +109,13 @@ func (s *Store) learn(t *tx, d oci.Descriptor, m *manifest, children []oci.Descr
 			return err
 		}
 	}
-	if kind == edgeBlob {
-		return s.learnImage(t, d, m)
+	if kind == edgeImage {
+		return nil
 	}
-	return nil
+	if err := t.putBack(d.Digest); err != nil {
+		return err
+	}
+	return s.learnImage(t, d, m)
 }
 
 func (t *tx) edge(parent, child oci.Digest, kind, ord int) error {

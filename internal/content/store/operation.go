@@ -38,6 +38,7 @@ const (
 	changeDigest = 2 // a repository's digest
 	changeImage  = 3 // a manifest or index was removed, or brought back
 	changePin    = 4
+	changePart   = 5 // an image went out of, or came back into, the index in old
 )
 
 // operationsKept bounds the log of operations.

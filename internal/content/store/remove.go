@@ -16,6 +16,9 @@ type Removal struct {
 	// Image is an ID: the image goes, unless another name, a record or a lease
 	// keeps it. Without, only what the names alone kept goes.
 	Image oci.Digest
+	// Parts are manifests that go out of every index; anything else that keeps
+	// one is a conflict (oci.ErrConflict).
+	Parts []oci.Digest
 	// KeepImages lets what lost its name stay, as an image without a name.
 	KeepImages bool
 	// Now deletes at once what else would wait for Undo.
@@ -47,8 +50,15 @@ func (s *Store) Remove(ctx context.Context, r Removal) (*Freed, error) {
 			}
 			from = append(from, shows...)
 		}
-		_, erased, err = s.discard(t, from, !r.Now, freed)
-		return err
+		if err := t.takeOut(r.Parts); err != nil {
+			return err
+		}
+		var removed []oci.Digest
+		removed, erased, err = s.discard(t, append(from, r.Parts...), !r.Now, freed)
+		if err != nil {
+			return err
+		}
+		return allGone(r.Parts, removed)
 	})
 	if err != nil {
 		return nil, err

@@ -176,6 +176,8 @@ func (u *undoing) revert(t *tx, c changed) error {
 		} else {
 			u.Lost = append(u.Lost, Restored{Digest: c.old})
 		}
+	case changePart:
+		return t.revertPart(c)
 	case changePin:
 		_, err := t.pin(c.repo, c.tag, c.old != "")
 		if err != nil {

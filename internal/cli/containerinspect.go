@@ -1,0 +1,270 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+
+	"github.com/strake-project/strake/internal/container"
+	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
+)
+
+// containerObject is what inspect prints of a container: of docker's API
+// (GET /containers/NAME/json) what is true without a daemon, in its order and
+// under its names.
+type containerObject struct {
+	ID              string `json:"Id"`
+	Created         time.Time
+	Path            string
+	Args            []string
+	State           containerState
+	Image           oci.Digest
+	LogPath         string
+	Name            string
+	RestartCount    int
+	Driver          string
+	Platform        string
+	MountLabel      string
+	ProcessLabel    string
+	AppArmorProfile string
+	ExecIDs         []string
+	HostConfig      hostConfig
+	GraphDriver     graphDriver
+	SizeRw          *int64 `json:",omitempty"`
+	SizeRootFs      *int64 `json:",omitempty"`
+	Mounts          []mountPoint
+	Config          containerConfig
+	NetworkSettings networkSettings
+}
+
+type containerState struct {
+	Status     string
+	Running    bool
+	Paused     bool
+	Restarting bool
+	OOMKilled  bool
+	Dead       bool
+	Pid        int
+	ExitCode   int
+	Error      string
+	StartedAt  time.Time
+	FinishedAt time.Time
+}
+
+// hostConfig is what run was told about the machine.
+type hostConfig struct {
+	Binds           []string
+	LogConfig       logConfig
+	NetworkMode     string
+	PortBindings    map[string][]struct{}
+	RestartPolicy   restartPolicy
+	AutoRemove      bool
+	CapAdd          []string
+	CapDrop         []string
+	CgroupnsMode    string
+	ExtraHosts      []string
+	GroupAdd        []string
+	IpcMode         string
+	Privileged      bool
+	PublishAllPorts bool
+	ReadonlyRootfs  bool
+	ShmSize         int64
+	Runtime         string
+	CpuShares       uint64
+	Memory          int64
+	NanoCpus        int64
+	CgroupParent    string
+	CpuPeriod       int64
+	CpuQuota        int64
+	CpusetCpus      string
+	CpusetMems      string
+	MemorySwap      int64
+	PidsLimit       *int64
+}
+
+type logConfig struct {
+	Type   string
+	Config map[string]string
+}
+
+type restartPolicy struct {
+	Name              string
+	MaximumRetryCount int
+}
+
+type mountPoint struct {
+	Type        string
+	Name        string `json:",omitempty"`
+	Source      string
+	Destination string
+	Driver      string `json:",omitempty"`
+	Mode        string
+	RW          bool
+	Propagation string
+}
+
+type containerConfig struct {
+	Hostname     string
+	Domainname   string
+	User         string
+	AttachStdin  bool
+	AttachStdout bool
+	AttachStderr bool
+	ExposedPorts map[string]struct{} `json:",omitempty"`
+	Tty          bool
+	OpenStdin    bool
+	StdinOnce    bool
+	Env          []string
+	Cmd          []string
+	Healthcheck  *dockerspec.HealthcheckConfig `json:",omitempty"`
+	Image        string
+	Volumes      map[string]struct{}
+	WorkingDir   string
+	Entrypoint   []string
+	OnBuild      []string
+	Labels       map[string]string
+	StopSignal   string   `json:",omitempty"`
+	Shell        []string `json:",omitempty"`
+}
+
+type networkSettings struct {
+	Ports       map[string][]struct{}
+	Gateway     string
+	IPAddress   string
+	IPPrefixLen int
+	MacAddress  string
+	Networks    map[string]networkEndpoint
+}
+
+type networkEndpoint struct {
+	NetworkID, EndpointID, Gateway, IPAddress string
+	IPPrefixLen                               int
+	MacAddress                                string
+}
+
+func (a *App) containerInspectCommand() *cobra.Command {
+	o := inspectOptions{kind: "container"}
+	cmd := &cobra.Command{
+		Use:     "inspect [OPTIONS] CONTAINER [CONTAINER...]",
+		Short:   "Show all that is known of one or more containers",
+		Example: "  strake container inspect -f '{{.State.ExitCode}}' box",
+		Args:    minArgs(1),
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.inspect(cmd.Context(), args, &o) },
+	}
+	cmd.Flags().StringVarP(&o.format, "format", "f", "", `Print as "json" or with a Go TEMPLATE`)
+	cmd.Flags().BoolVarP(&o.size, "size", "s", false, "Show also how much it has written")
+	return cmd
+}
+
+// inspectContainer looks a container up; oci.ErrNotFound if there is none.
+func inspectContainer(ctx context.Context, s *store.Store, name string, size bool) (any, error) {
+	c, err := container.In(s).Find(ctx, name)
+	if err != nil {
+		return nil, daemon(err)
+	}
+	// Its image may be damaged, and a container of an older store's kind may
+	// have lost it: what is known is shown all the same.
+	conf := &oci.Image{}
+	img, err := s.Find(ctx, string(c.ImageID))
+	if err == nil {
+		if found, err := imageConfig(ctx, s, img); err == nil {
+			conf = found
+		}
+	} else if !isNotFound(err) && !errors.Is(err, oci.ErrCorrupt) {
+		return nil, daemon(err)
+	}
+	o := &containerObject{
+		ID: c.ID, Created: c.Created.UTC(), Args: []string{}, Image: c.ImageID, Name: "/" + c.Name, Driver: "overlayfs", Platform: "linux",
+		State: containerState{
+			Status: string(c.State), Running: c.State == container.Running, OOMKilled: c.OOM,
+			Pid: c.Pid, ExitCode: c.ExitCode, StartedAt: c.Started.UTC(), FinishedAt: c.Finished.UTC(),
+		},
+		GraphDriver: graphDriver{Name: "overlayfs"},
+		HostConfig:  hostConfigOf(c),
+		Config:      containerConfigOf(c, conf),
+		Mounts:      []mountPoint{},
+		NetworkSettings: networkSettings{Ports: map[string][]struct{}{},
+			Networks: map[string]networkEndpoint{c.Network: {}}},
+	}
+	if len(c.Command) > 0 {
+		o.Path, o.Args = c.Command[0], c.Command[1:]
+	}
+	for _, m := range c.Mounts {
+		p := mountPoint{Type: m.Type, Source: m.Source, Destination: m.Destination, RW: !m.ReadOnly}
+		if m.Type == "bind" {
+			p.Propagation = "rprivate"
+		}
+		o.Mounts = append(o.Mounts, p)
+	}
+	if size {
+		written := container.In(s).Written(c)
+		whole := written
+		if img != nil {
+			whole += img.Size
+		}
+		o.SizeRw, o.SizeRootFs = &written, &whole
+	}
+	return o, nil
+}
+
+func hostConfigOf(c *container.Container) hostConfig {
+	h, l := &c.Host, &c.Host.Limits
+	o := hostConfig{
+		LogConfig: logConfig{Type: "none", Config: map[string]string{}}, NetworkMode: c.Network,
+		PortBindings: map[string][]struct{}{}, RestartPolicy: restartPolicy{Name: "no"}, AutoRemove: c.Remove,
+		CapAdd: h.CapAdd, CapDrop: h.CapDrop, CgroupnsMode: "host", ExtraHosts: h.ExtraHosts, GroupAdd: h.Groups, IpcMode: "private",
+		Privileged: h.Privileged, ReadonlyRootfs: h.ReadOnly, ShmSize: cmp.Or(h.ShmSize, 64<<20), Runtime: "strake",
+		CpuShares: l.CPUShares, Memory: l.Memory, MemorySwap: l.MemorySwap, CgroupParent: l.CgroupParent,
+		CpuPeriod: l.CPUPeriod, CpuQuota: l.CPUQuota, CpusetCpus: l.CPUSetCPUs, CpusetMems: l.CPUSetMems,
+	}
+	if l.Pids != 0 {
+		o.PidsLimit = &l.Pids
+	}
+	for _, m := range c.Mounts {
+		if m.Type == "bind" {
+			bind := m.Source + ":" + m.Destination
+			if m.ReadOnly {
+				bind += ":ro"
+			}
+			o.Binds = append(o.Binds, bind)
+		}
+	}
+	return o
+}
+
+// containerConfigOf is the image's config with what run was told instead.
+func containerConfigOf(c *container.Container, image *oci.Image) containerConfig {
+	conf := &image.Config
+	o := containerConfig{
+		Hostname: c.Host.Hostname, User: cmp.Or(c.User, conf.User), WorkingDir: cmp.Or(c.WorkingDir, conf.WorkingDir),
+		AttachStdin: c.Host.OpenStdin, AttachStdout: true, AttachStderr: true,
+		Tty: c.Host.Tty, OpenStdin: c.Host.OpenStdin, StdinOnce: c.Host.OpenStdin,
+		ExposedPorts: conf.ExposedPorts, Env: slices.Clone(conf.Env), Healthcheck: conf.Healthcheck, Image: c.Image,
+		Volumes: conf.Volumes, OnBuild: conf.OnBuild, Labels: maps.Clone(c.Labels), StopSignal: conf.StopSignal, Shell: conf.Shell,
+	}
+	if o.Labels == nil {
+		o.Labels = map[string]string{}
+	}
+	for _, kv := range c.Env {
+		key, value, set := strings.Cut(kv, "=")
+		if set {
+			o.Env = setEnv(o.Env, key, value)
+			continue
+		}
+		o.Env = slices.DeleteFunc(o.Env, func(s string) bool { return strings.HasPrefix(s, key+"=") })
+	}
+	if n := len(conf.Entrypoint); len(c.Command) >= n && slices.Equal(c.Command[:n], conf.Entrypoint) {
+		o.Entrypoint, o.Cmd = conf.Entrypoint, c.Command[n:]
+	} else {
+		o.Cmd = c.Command
+	}
+	return o
+}
