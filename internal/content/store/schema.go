@@ -218,9 +218,18 @@ func (s *Store) create(path string) error {
 	return dir.Sync()
 }
 
-// makeDatabase makes the tables, if there are none.
+// makeDatabase makes the tables, if there are none. Others may be let into the
+// root directory, but not read what containers were told in their environment:
+// SQLite gives its further files the mode of the first.
 func makeDatabase(path string) error {
-	db := connect(path, "mode=rwc")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	db := connect(path, "mode=rw")
 	defer db.Close()
 	var v int
 	if err := db.QueryRow("PRAGMA user_version").Scan(&v); err != nil || v >= schemaVersion {
