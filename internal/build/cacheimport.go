@@ -44,6 +44,11 @@ type imports struct {
 	fetched map[oci.Digest]*future // by diffID
 }
 
+// importWait is how long a build waits for a cache's records. It is worth less
+// than the steps that it saves: a registry that takes requests and does not
+// answer them must not hold up a build that could do without.
+const importWait = 30 * time.Second
+
 // ImportCaches begins to read the records of Options.CacheFrom; steps that the
 // store has wait for none. The returned function ends it. A cache that is
 // missing or not sound is reported and has no hits: it fails no build.
@@ -58,9 +63,14 @@ func (e *Engine) ImportCaches(ctx context.Context) (stop func()) {
 	for i, from := range e.opt.CacheFrom {
 		wg.Go(func() {
 			_ = e.Work("importing cache manifest from "+from.Name, func(w *Work) error {
-				parts, mediaType, err := cache.Import(ctx, from.Source, from.Ref)
+				asking, cancel := context.WithTimeoutCause(ctx, importWait, errors.New("no answer in "+importWait.String()))
+				defer cancel()
+				parts, mediaType, err := cache.Import(asking, from.Source, from.Ref)
 				if ctx.Err() != nil {
 					return nil // the build needed nothing of it
+				}
+				if err != nil && asking.Err() != nil {
+					err = context.Cause(asking)
 				}
 				if err != nil {
 					return fmt.Errorf("failed to configure cache importer: %w", err)
