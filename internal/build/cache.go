@@ -234,29 +234,11 @@ func PruneCache(ctx context.Context, s *store.Store, list []CacheRecord, dry boo
 			bytes += n
 		}
 	}
-	// What was remembered of layers serves the steps that are left.
-	if len(list) > 0 {
-		selected, err := s.Records(ctx, bucketSelected)
-		if err != nil {
-			return gone, bytes, err
-		}
-		known, err := s.Records(ctx, bucketKnown)
-		if err != nil {
-			return gone, bytes, err
-		}
-		selected = append(selected, known...)
-		oldest := slices.MaxFunc(list, func(a, b CacheRecord) int { return a.Used.Compare(b.Used) }).Used
-		for _, r := range selected {
-			if !r.Used.After(oldest) {
-				p.Records = append(p.Records, r)
-			}
-		}
-		stale, err := staleTraces(ctx, s, time.Now())
-		if err != nil {
-			return gone, bytes, err
-		}
-		p.Records = append(p.Records, stale...)
+	serving, err := servingRecords(ctx, s, list)
+	if err != nil {
+		return gone, bytes, err
 	}
+	p.Records = append(p.Records, serving...)
 	if len(p.Records) == 0 {
 		return gone, bytes, nil
 	}
@@ -270,6 +252,44 @@ func PruneCache(ctx context.Context, s *store.Store, list []CacheRecord, dry boo
 		}
 	}
 	return gone, bytes + done.Bytes, nil
+}
+
+// PlanCache tells what PruneCache would let go of list: the records, and the
+// bytes of the cache mounts, for a plan that has more in it.
+func PlanCache(ctx context.Context, s *store.Store, list []CacheRecord) (records []store.Record, mounts int64, err error) {
+	for _, c := range list {
+		if c.dir == "" {
+			records = append(records, c.record)
+			continue
+		}
+		n, err := emptyCache(c.dir, true)
+		if err != nil {
+			return nil, 0, err
+		}
+		mounts += max(n, 0)
+	}
+	serving, err := servingRecords(ctx, s, list)
+	return append(records, serving...), mounts, err
+}
+
+// servingRecords are those that go with list: what was remembered of layers
+// serves the steps that are left.
+func servingRecords(ctx context.Context, s *store.Store, list []CacheRecord) ([]store.Record, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	selected, err := s.Records(ctx, bucketSelected)
+	if err != nil {
+		return nil, err
+	}
+	known, err := s.Records(ctx, bucketKnown)
+	if err != nil {
+		return nil, err
+	}
+	oldest := slices.MaxFunc(list, func(a, b CacheRecord) int { return a.Used.Compare(b.Used) }).Used
+	old := slices.DeleteFunc(append(selected, known...), func(r store.Record) bool { return r.Used.After(oldest) })
+	stale, err := staleTraces(ctx, s, time.Now())
+	return append(old, stale...), err
 }
 
 // emptyCache deletes a cache mount's content and returns its bytes, or -1 where

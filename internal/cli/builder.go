@@ -204,28 +204,36 @@ func (a *App) pruneCache(ctx context.Context, s *store.Store, o *cachePrune) (in
 // selectCache removes what o lets through, unless o is a dry run, and returns
 // it with the bytes that are free then.
 func (a *App) selectCache(ctx context.Context, s *store.Store, o *cachePrune) ([]build.CacheRecord, int64, error) {
-	until, err := o.filters.before()
+	list, err := a.chooseCache(ctx, s, o)
 	if err != nil {
 		return nil, 0, err
+	}
+	gone, bytes, err := build.PruneCache(ctx, s, list, o.dry)
+	return gone, bytes, daemon(err)
+}
+
+// chooseCache lists what o lets through.
+func (a *App) chooseCache(ctx context.Context, s *store.Store, o *cachePrune) ([]build.CacheRecord, error) {
+	until, err := o.filters.before()
+	if err != nil {
+		return nil, err
 	}
 	limit, err := o.limit()
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	u, err := a.usage(ctx)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	_, free, err := build.DiskSpace(s)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	may := func(c *build.CacheRecord) bool {
 		return (o.all || !c.Shared || len(o.filters.values("shared")) > 0) && (until.IsZero() || c.Used.Before(until)) && o.filters.match(c)
 	}
-	list := build.Evict(u.cache, may, func(total int64) int64 { return limit.Keep(total, free) })
-	gone, bytes, err := build.PruneCache(ctx, s, list, o.dry)
-	return gone, bytes, daemon(err)
+	return build.Evict(u.cache, may, func(total int64) int64 { return limit.Keep(total, free) }), nil
 }
 
 func (a *App) builderDuCommand() *cobra.Command {

@@ -113,7 +113,7 @@ func (a *App) imagePrune(ctx context.Context, o *imagePruneOptions) error {
 		if _, err := a.writePlan(ctx, s, o.plan, p); err != nil {
 			return err
 		}
-		return a.planImages(ctx, s, p)
+		return a.planImages(ctx, s, p, 0)
 	}
 	return a.pruneImages(ctx, s, p)
 }
@@ -121,7 +121,7 @@ func (a *App) imagePrune(ctx context.Context, o *imagePruneOptions) error {
 // pruneImages does p and prints what went, or with Dry what would.
 func (a *App) pruneImages(ctx context.Context, s *store.Store, p store.Prune) error {
 	if p.Dry {
-		return a.planImages(ctx, s, p)
+		return a.planImages(ctx, s, p, 0)
 	}
 	done, err := s.Prune(ctx, p)
 	if err != nil {
@@ -177,7 +177,7 @@ func (o *pruneOptions) allImages() (bool, error) {
 
 // unusedImages lists what no container uses and the filters let through, only
 // what has no name unless all.
-func unusedImages(ctx context.Context, s *store.Store, all, dry bool, fs filters) ([]store.Image, error) {
+func unusedImages(ctx context.Context, s *store.Store, all, dry bool, fs filters, without ...*container.Container) ([]store.Image, error) {
 	var facts store.Facts // 10,000 images' are megabytes
 	if !dry {
 		facts |= store.Layers // to say which went
@@ -192,6 +192,9 @@ func unusedImages(ctx context.Context, s *store.Store, all, dry bool, fs filters
 	used, err := usedImages(ctx, s)
 	if err != nil {
 		return nil, err
+	}
+	for _, c := range without {
+		used[c.ImageID]--
 	}
 	images, err := s.List(ctx, store.Selection{Facts: facts})
 	if err != nil {
@@ -262,8 +265,9 @@ func (a *App) reclaimed(bytes int64) {
 }
 
 // planImages prints what p would delete: each image with the bytes that go
-// with it, those that several share at the first.
-func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune) error {
+// with it, those that several share at the first. more are the bytes of what
+// was said before.
+func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune, more int64) error {
 	p.Dry = true
 	done, err := s.Prune(ctx, p)
 	if err != nil {
@@ -293,7 +297,7 @@ func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune) err
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	a.wouldFree(done.Bytes + done.Waiting)
+	a.wouldFree(done.Bytes + done.Waiting + more)
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/strake-project/strake/internal/build"
 	"github.com/strake-project/strake/internal/container"
 	"github.com/strake-project/strake/internal/content/store"
 )
@@ -31,7 +32,7 @@ func (a *App) containerPruneCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			bytes, err := a.pruneContainers(cmd.Context(), s, &o)
+			bytes, _, err := a.pruneContainers(cmd.Context(), s, &o)
 			if err != nil {
 				return err
 			}
@@ -59,10 +60,10 @@ func (a *App) pruned(o *pruneOptions, bytes int64) {
 	a.reclaimed(bytes)
 }
 
-func (a *App) pruneContainers(ctx context.Context, s *store.Store, o *pruneOptions) (int64, error) {
+func (a *App) pruneContainers(ctx context.Context, s *store.Store, o *pruneOptions) (int64, []*container.Container, error) {
 	until, err := o.filters.before()
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	keep := func(c *container.Container) bool {
 		if !until.IsZero() && !c.Created.Before(until) {
@@ -83,7 +84,7 @@ func (a *App) pruneContainers(ctx context.Context, s *store.Store, o *pruneOptio
 		}
 		fmt.Fprintln(a.Out)
 	}
-	return bytes, daemon(err)
+	return bytes, gone, daemon(err)
 }
 
 func (o *pruneOptions) title(what string) string {
@@ -99,6 +100,7 @@ func (a *App) systemPruneCommand() *cobra.Command {
 		Use:   "prune [OPTIONS]",
 		Short: "Remove unused data",
 		Example: `  strake system prune -f
+  strake system prune -a --dry-run
   strake system prune -a -f --filter until=240h`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.systemPrune(cmd.Context(), &o) },
@@ -107,8 +109,6 @@ func (a *App) systemPruneCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&o.volumes, "volumes", false, "Remove anonymous volumes (they go with their containers)")
 	cmd.Flags().BoolVar(&o.now, "now", false, nowHelp)
 	o.pruneFlags(cmd, "label=, label!=, until=")
-	cmd.Flags().Lookup("dry-run").Hidden = true // the plan of all three together is not made yet
-
 	return cmd
 }
 
@@ -122,9 +122,6 @@ func (a *App) systemPrune(ctx context.Context, o *pruneOptions) error {
 	if err != nil {
 		return err
 	}
-	if o.dry {
-		return errors.New("system prune has no --dry-run yet: ask container prune, builder prune and image prune one by one")
-	}
 	if o.volumes && !until.IsZero() {
 		return errors.New(`ERROR: The "until" filter is not supported with "--volumes"`)
 	}
@@ -135,7 +132,10 @@ func (a *App) systemPrune(ctx context.Context, o *pruneOptions) error {
 	if err != nil {
 		return err
 	}
-	total, err := a.pruneContainers(ctx, s, o)
+	if o.dry {
+		return a.planSystem(ctx, s, o)
+	}
+	total, _, err := a.pruneContainers(ctx, s, o)
 	if err != nil {
 		return err
 	}
@@ -144,8 +144,7 @@ func (a *App) systemPrune(ctx context.Context, o *pruneOptions) error {
 		return err
 	}
 	cache := cachePrune{pruneOptions: *o, filters: cacheFilters{o.filters}}
-	// The cache knows no labels: who asks for one means none of it.
-	if o.filters.values("label") == nil && o.filters.values("label!") == nil {
+	if o.prunesCache() {
 		n, err := a.pruneCache(ctx, s, &cache)
 		total += n
 		if err != nil {
@@ -161,6 +160,48 @@ func (a *App) systemPrune(ctx context.Context, o *pruneOptions) error {
 	a.reclaimed(total + done.Bytes)
 	a.waits(done.Waiting)
 	return nil
+}
+
+// prunesCache tells whether the build cache is meant too. It knows no labels: who
+// asks for one means none of it.
+func (o *pruneOptions) prunesCache() bool {
+	return o.filters.values("label") == nil && o.filters.values("label!") == nil
+}
+
+// planSystem prints what systemPrune would delete. Containers, build cache and
+// images share layers: what goes when all of them go is one question.
+func (a *App) planSystem(ctx context.Context, s *store.Store, o *pruneOptions) error {
+	bytes, gone, err := a.pruneContainers(ctx, s, o)
+	if err != nil {
+		return err
+	}
+	p := store.Prune{All: len(o.filters) == 0, Dry: true, Now: a.pruneNow(o)}
+	if p.Images, err = unusedImages(ctx, s, o.all, true, o.filters, gone...); err != nil {
+		return err
+	}
+	if p.Records, err = container.In(s).Records(ctx, gone); err != nil {
+		return daemon(err)
+	}
+	if o.prunesCache() {
+		list, err := a.chooseCache(ctx, s, &cachePrune{pruneOptions: *o, filters: cacheFilters{o.filters}})
+		if err != nil {
+			return err
+		}
+		if len(list) > 0 {
+			fmt.Fprintln(a.Out, o.title("build cache objects"))
+			for _, c := range list {
+				fmt.Fprintln(a.Out, c.ID)
+			}
+			fmt.Fprintln(a.Out)
+		}
+		records, mounts, err := build.PlanCache(ctx, s, list)
+		if err != nil {
+			return daemon(err)
+		}
+		bytes += mounts
+		p.Records = append(p.Records, records...)
+	}
+	return a.planImages(ctx, s, p, bytes)
 }
 
 func (o *pruneOptions) systemWarning() string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"github.com/strake-project/strake/internal/content/store"
 )
@@ -59,4 +60,12 @@ func (c *Set) Prune(ctx context.Context, keep func(*Container) bool, dry bool) (
 		bytes += n
 	}
 	return gone, bytes, nil
+}
+
+// Records are the store's records of these containers: what Prune lets go.
+func (c *Set) Records(ctx context.Context, of []*Container) ([]store.Record, error) {
+	all, err := c.store.Records(ctx, bucket)
+	return slices.DeleteFunc(all, func(r store.Record) bool {
+		return !slices.ContainsFunc(of, func(one *Container) bool { return one.ID == r.Key })
+	}), err
 }
