@@ -1,7 +1,7 @@
 #!/bin/bash
 # Times strake beside its peers (docker.io, podman, skopeo from Debian's
 # packages) on the same work in one run, and prints medians and ratios.
-# usage: bench/bench.sh [CASE…]   cases: version images rebuild copy run push pull builders memory
+# usage: bench/bench.sh [CASE…]   cases: version images rebuild copy run push pull builders memory scale
 # As root on Debian 12. RUNS=5 sets the counted runs; WORK a place with 20 GB.
 . "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 need dockerd=docker.io iptables=iptables skopeo=skopeo podman=podman docker-registry=docker-registry \
@@ -146,6 +146,7 @@ case_pull() { # of the image that case_push pushed
 }
 
 . bench/builders.sh
+. bench/scale.sh
 engine; registry; bases
 echo "strake $($strake version --format '{{.Client.Version}}' 2>/dev/null), docker $($docker version --format '{{.Server.Version}}'), $(skopeo --version), $(nproc) cores, $(uname -r)"
 printf '| %-44s | %10s | %10s | %-26s | %6s |\n' work "strake ms" "peer ms" peer ratio
