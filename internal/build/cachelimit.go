@@ -104,7 +104,7 @@ func (e *Engine) Limit(ctx context.Context, l CacheLimit) (int64, error) {
 			return 0, nil
 		}
 	}
-	freed, err := EnforceLimit(ctx, s, l)
+	freed, err := enforceLimit(ctx, s, l)
 	if err != nil {
 		return freed, err
 	}
@@ -114,8 +114,8 @@ func (e *Engine) Limit(ctx context.Context, l CacheLimit) (int64, error) {
 	return freed, s.PutRecord(ctx, store.Record{Bucket: bucketLimit, Key: "estimate", Value: []byte(strconv.FormatInt(estimate, 10))})
 }
 
-// EnforceLimit removes what is above the limit, the least recently used first.
-func EnforceLimit(ctx context.Context, s *store.Store, l CacheLimit) (int64, error) {
+// enforceLimit removes what is above the limit, the least recently used first.
+func enforceLimit(ctx context.Context, s *store.Store, l CacheLimit) (int64, error) {
 	images, err := s.Images(ctx)
 	if err != nil {
 		return 0, err

@@ -84,7 +84,7 @@ func Split(remote string) (string, string) {
 	switch strings.ToLower(u.Scheme) {
 	case "http", "https":
 		pass, _ := u.User.Password()
-		auth = Basic(u.User.Username(), pass)
+		auth = basic(u.User.Username(), pass)
 		u.User = nil
 	default:
 		u.User = url.User(u.User.Username())
@@ -355,8 +355,8 @@ func (r *runner) fetchCommit(ctx context.Context, id string, failed func(error) 
 	return nil
 }
 
-// Basic is the Authorization header of a user and a password.
-func Basic(user, password string) string { return "Basic " + base64Of(user+":"+password) }
+// basic is the Authorization header of a user and a password.
+func basic(user, password string) string { return "Basic " + base64Of(user+":"+password) }
 
 // Token is the header that git servers take a token in.
 func Token(token string) string { return "basic " + base64Of("x-access-token:"+token) }

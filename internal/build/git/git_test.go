@@ -280,10 +280,10 @@ func TestSubmodules(t *testing.T) {
 func TestCredentials(t *testing.T) {
 	l := newLab(t)
 	l.sh("r", base)
-	l.auth.Store(Basic("user", "hunter2"))
+	l.auth.Store(basic("user", "hunter2"))
 	withUser := strings.Replace(l.url, "http://", "http://user:hunter2@", 1)
 	remote, auth := Split(withUser + "/r/.git")
-	if remote != l.url+"/r/.git" || auth != Basic("user", "hunter2") {
+	if remote != l.url+"/r/.git" || auth != basic("user", "hunter2") {
 		t.Fatalf("Split: %s, %s", remote, auth)
 	}
 	var logs strings.Builder
@@ -307,7 +307,7 @@ func TestCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Auth = Basic("user", "wrong-password")
+	s.Auth = basic("user", "wrong-password")
 	_, _, err = l.checkout(s)
 	if err == nil || strings.Contains(err.Error(), "wrong-password") || strings.Contains(err.Error(), strings.TrimPrefix(s.Auth, "Basic ")) {
 		t.Errorf("a wrong password: %v", err)
