@@ -35,6 +35,9 @@ func unmarkBelow(ctx context.Context, dir string, b *below) error {
 	}
 	for _, d := range list {
 		if !d.IsDir() {
+			if err := hide(dir, d.Name()); err != nil {
+				return err
+			}
 			continue
 		}
 		path := filepath.Join(dir, d.Name())

@@ -287,7 +287,9 @@ func (c *copier) file(rel string, e *layer.Entry) error {
 		i.content = content{view: c.v, path: e.Path}
 	case layer.Symlink:
 		i.e.Link = e.Link
-	case layer.Char, layer.Block, layer.Fifo:
+	case layer.Block:
+		i.e.Type = layer.Char // as docker's copy has it; an ADDed archive's stays one
+	case layer.Char, layer.Fifo:
 	default:
 		return fmt.Errorf("%s: cannot copy an entry of type %q: %w", slash(e.Path), e.Type, oci.ErrInvalid)
 	}

@@ -6,8 +6,8 @@
 // What each action means is BuildKit's (solver/llbsolver/file and
 // tonistiigi/fsutil/copy, v0.33): which attributes new parent directories get,
 // what happens to an existing destination, which errors say what. Where
-// BuildKit's result is an accident of its host (paths of mounts in errors, a
-// block device that becomes a character device), ours is what was meant.
+// BuildKit's result is an accident of its host (paths of mounts in errors),
+// ours is what was meant.
 //
 // Invariants: nothing outside of a view's root is ever reached, whatever
 // symlinks say; a layer holds every directory above what it changes, with its

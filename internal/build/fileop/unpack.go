@@ -109,7 +109,14 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 	}
 	was := u.d.stat(p)
 	if p == u.dst {
-		if h.Typeflag == tar.TypeDir {
+		switch {
+		case name == ".":
+			return nil // whatever it is: the destination stays as it is
+		case h.Typeflag == tar.TypeDir && name == "/":
+			u.attributes(u.d.own(p).inode, h)
+			u.dirs = append(u.dirs, dirTime{p, u.d.own(p).inode.e.ModTime})
+			return nil
+		case h.Typeflag == tar.TypeDir:
 			return nil
 		}
 		return fmt.Errorf("is no directory but names the root: %w", oci.ErrInvalid)

@@ -11,7 +11,8 @@ import (
 
 // Write writes the changes as a layer to w, which the caller closes: every
 // entry that was made or changed, the directories above them, whiteouts of
-// what was removed. Contents are read now, and their digests taken from where
+// what was removed. A file whose name is a whiteout's is one (layer.Hidden).
+// Contents are read now, and their digests taken from where
 // they are known.
 func (d *Draft) Write(ctx context.Context, w *layer.Writer) error {
 	o := &output{ctx: ctx, w: w, first: map[*inode]string{}}
@@ -26,13 +27,19 @@ type output struct {
 
 func (o *output) kids(n *node, dir string) error {
 	names := make([]string, 0, len(n.kids))
-	for name := range n.kids {
-		names = append(names, name)
+	for name, k := range n.kids {
+		hides, _, reserved := layer.Hidden(name)
+		switch {
+		case !reserved || k.gone || k.inode.e.Type == layer.Dir:
+			names = append(names, name)
+		case hides != "" && n.kids[hides] == nil:
+			names = append(names, hides)
+		}
 	}
 	slices.Sort(names)
 	for _, name := range names {
 		k, p := n.kids[name], path.Join(dir, name)
-		if k.gone {
+		if k == nil || k.gone {
 			if err := o.w.Write(layer.Entry{Path: p, Type: layer.Whiteout}, nil); err != nil {
 				return err
 			}
@@ -67,10 +74,20 @@ func (o *output) one(n *node, p string) error {
 	if err := o.w.Write(e, nil); err != nil {
 		return err
 	}
-	if n.opaque {
+	if n.opaque || n.hides() {
 		return o.w.Write(layer.Entry{Path: p, Type: layer.Opaque}, nil)
 	}
 	return nil
+}
+
+// hides tells whether a directory has the file that makes it opaque.
+func (n *node) hides() bool {
+	for name, k := range n.kids {
+		if _, all, _ := layer.Hidden(name); all && !k.gone && k.inode.e.Type != layer.Dir {
+			return true
+		}
+	}
+	return false
 }
 
 func (o *output) file(i *inode, e layer.Entry) error {
