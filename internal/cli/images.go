@@ -302,9 +302,13 @@ func keepNames(i *store.Image, patterns []string) bool {
 }
 
 // matches is docker's match of a name: the pattern fits the whole short name,
-// or that without its tag; a canonical name fits as well.
+// or that without its tag; where the pattern says so, the canonical one.
 func matches(pattern string, r ref.Ref) bool {
-	for _, name := range []string{r.Familiar(), r.FamiliarName(), r.String(), r.Repository()} {
+	names := []string{r.Familiar(), r.FamiliarName()}
+	if strings.HasPrefix(pattern, "docker.io/") {
+		names = append(names, r.String(), r.Repository())
+	}
+	for _, name := range names {
 		if ok, _ := path.Match(pattern, name); ok {
 			return true
 		}

@@ -124,6 +124,11 @@ func (a *App) inspect(ctx context.Context, names []string, o *inspectOptions) er
 	if err != nil {
 		return &Failure{Code: 64, Err: err}
 	}
+	if o.platform != "" {
+		if _, err := platforms.Parse(o.platform); err != nil {
+			return err // docker's client says so, and looks no further
+		}
+	}
 	s, err := a.Store()
 	if err != nil {
 		return err
@@ -135,6 +140,9 @@ func (a *App) inspect(ctx context.Context, names []string, o *inspectOptions) er
 		if err != nil {
 			errs = append(errs, err)
 			continue
+		}
+		if _, image := object.(*imageObject); image && o.size {
+			fmt.Fprintln(a.Err, "WARNING: --size ignored for image")
 		}
 		objects = append(objects, object)
 	}

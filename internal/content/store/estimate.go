@@ -74,8 +74,11 @@ func tarredBytes(f *os.File, size int64) (sum int64, ok bool) {
 		if err != nil || sum+h.Size < sum {
 			return 0, false
 		}
-		if h.Typeflag == tar.TypeReg {
+		switch h.Typeflag {
+		case tar.TypeReg:
 			sum += h.Size
+		case tar.TypeSymlink:
+			sum += int64(len(h.Linkname))
 		}
 	}
 	return 0, false

@@ -101,13 +101,16 @@ func (t *TOC) Implied() []string {
 	return implied
 }
 
-// FileBytes is the sum of the sizes of the layer's regular files: what docker
-// shows as a layer's SIZE.
+// FileBytes is the sum of the sizes of the layer's regular files and of the
+// lengths of its symbolic links: what docker shows as a layer's SIZE.
 func (t *TOC) FileBytes() int64 {
 	var n int64
 	for i := range t.Entries {
-		if e := &t.Entries[i]; e.Type == Regular {
+		switch e := &t.Entries[i]; e.Type {
+		case Regular:
 			n += e.Size
+		case Symlink:
+			n += int64(len(e.Link))
 		}
 	}
 	return n
