@@ -43,11 +43,22 @@ func (in *buildInput) close() {
 // name, with docker's words where they are not there.
 func (a *App) openBuildInput(ctx context.Context, f *buildFlags, path string) (*buildInput, error) {
 	in := &buildInput{locals: map[string]string{}, contexts: map[string]string{}, layouts: map[string]content.Source{}}
-	stdin := io.Reader(a.In)
-	if path == "-" || f.file == "-" {
+	stdin, file := io.Reader(a.In), f.file
+	if path == "-" || file == "-" {
 		stdin = a.stdin(ctx)
 	}
-	err := in.open(f, path, stdin)
+	if isURL(file) {
+		if path == "-" {
+			return nil, errors.New("a Dockerfile from a URL and a context from stdin together are not supported")
+		}
+		body, err := fetchDockerfile(ctx, file)
+		if err != nil {
+			return nil, err
+		}
+		defer body.Close()
+		stdin, file = body, "-"
+	}
+	err := in.open(f, file, path, stdin)
 	if err != nil {
 		in.close()
 		return nil, err
@@ -55,8 +66,8 @@ func (a *App) openBuildInput(ctx context.Context, f *buildFlags, path string) (*
 	return in, nil
 }
 
-func (in *buildInput) open(f *buildFlags, path string, stdin io.Reader) error {
-	dockerfile := f.file
+// open reads the arguments; dockerfile "-" is what stdin has.
+func (in *buildInput) open(f *buildFlags, dockerfile, path string, stdin io.Reader) error {
 	switch {
 	case path == "-" && dockerfile == "-":
 		return errors.New("invalid argument: can't use stdin for both build context and dockerfile")
