@@ -430,7 +430,12 @@ func (s *Store) admit(ctx context.Context, a *aside, d oci.Descriptor, also func
 		return err
 	}
 	path := s.blobPath(d.Digest)
-	plain := plainSize(a.f, d.Size)
+	var plain int64
+	if a.toc != nil {
+		plain = a.toc.FileBytes()
+	} else {
+		plain = plainSize(a.f, d.Size)
+	}
 	if err := makeShard(filepath.Dir(path)); err != nil { // and its sync before the lock
 		return s.failed(path, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-project/strake/internal/content/bulk"
+	"github.com/strake-project/strake/internal/oci/layer"
 )
 
 // aside is a file being written, outside of where anything would find it. It
@@ -29,6 +30,9 @@ type aside struct {
 	// carries this boot, so that after a power cut it is verified before its
 	// first use, as trees are.
 	lazy bool
+	// toc is what the bytes are known to be, where they were written with one:
+	// nobody has to read them again to learn what they hold.
+	toc *layer.TOC
 	// direct writes the file past the page cache; nil where writing goes on in
 	// the middle of a file, and before the first Write.
 	direct *bulk.Writer

@@ -71,6 +71,7 @@ func (s *Store) admitLayer(ctx context.Context, a *aside, toc *layer.TOC) error 
 		return err
 	}
 	d := oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: toc.DiffID, Size: toc.Size}
+	a.toc = toc
 	if err := s.admit(ctx, a, d, func(t *tx) error { return t.knowLayer(toc) }); err != nil {
 		return err
 	}
