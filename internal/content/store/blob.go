@@ -111,7 +111,7 @@ func (s *Store) settle(ctx context.Context, d oci.Digest, f form) (again bool, e
 		return s.readOnly == "", s.verifyTree(ctx, d)
 	case f.kind == formPacked:
 		pf := form{kind: formBlob}
-		err := s.read(ctx, func(t *tx) (err error) {
+		err := s.ask(ctx, func(t *tx) (err error) {
 			pf, err = s.find(t, f.packed)
 			return err
 		})
@@ -184,7 +184,7 @@ func (s *Store) Resolve(ctx context.Context, r ref.Ref) (oci.Descriptor, error) 
 	}
 	r = r.WithDefaultTag()
 	for {
-		err := s.read(ctx, func(t *tx) error {
+		err := s.ask(ctx, func(t *tx) error {
 			err := t.QueryRow("SELECT digest FROM tag WHERE repo = ? AND tag = ?", r.Repository(), r.Tag).Scan(&d)
 			if errors.Is(err, sql.ErrNoRows) {
 				err = notFound("%s", r.Familiar())
@@ -199,7 +199,7 @@ func (s *Store) Resolve(ctx context.Context, r ref.Ref) (oci.Descriptor, error) 
 			// Either the tag was moved and what it named collected between
 			// the two look-ups, or the disk lost something.
 			var still bool
-			err = s.read(ctx, func(t *tx) (err error) {
+			err = s.ask(ctx, func(t *tx) (err error) {
 				still, err = t.exists("SELECT 1 FROM tag WHERE repo = ? AND tag = ? AND digest = ?", r.Repository(), r.Tag, d)
 				return err
 			})
@@ -243,7 +243,7 @@ func (s *Store) Open(ctx context.Context, d oci.Descriptor) (io.ReadCloser, erro
 	}
 	for {
 		var f form
-		err := s.read(ctx, func(t *tx) (err error) {
+		err := s.ask(ctx, func(t *tx) (err error) {
 			f, err = s.find(t, d.Digest)
 			return err
 		})
@@ -325,7 +325,7 @@ func (s *Store) verifyPacked(ctx context.Context, diffID, claimed oci.Digest) (s
 		return size, packed, err
 	}
 	var f form
-	err = s.read(ctx, func(t *tx) (err error) {
+	err = s.ask(ctx, func(t *tx) (err error) {
 		f, err = s.find(t, diffID)
 		return err
 	})

@@ -37,7 +37,7 @@ func (s *Store) Tag(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
 	repo := r.Repository()
 	// The same image built or pulled again is the common case: nothing to write.
 	same := false
-	err := s.read(ctx, func(t *tx) (err error) {
+	err := s.ask(ctx, func(t *tx) (err error) {
 		if r.Tag != "" {
 			same, err = t.exists("SELECT 1 FROM tag WHERE repo = ? AND tag = ? AND digest = ?", repo, r.Tag, d.Digest)
 			if err != nil || !same {
