@@ -22,4 +22,5 @@ if grep -aE '^ *--- SKIP' "$out"; then
 	grep -aB3 -E '^ *--- SKIP' "$out" | grep -av '^=== ' || true
 	[ -z "${CI:-}" ] || { echo "a test skipped; in CI none may"; exit 1; }
 fi
+[ -n "$ok" ] || grep -aE -B30 '^ *--- FAIL' "$out" | grep -avE '^ *--- PASS' | head -n 400
 [ -n "$ok" ] || { grep -avE '^(=== |ok|--- PASS| *--- PASS)' "$out" | tail -n 400; exit 1; }
