@@ -46,15 +46,22 @@ func (s *Store) Collect(ctx context.Context, from ...oci.Digest) (*Freed, error)
 			return nil, err
 		}
 	}
-	freed := &Freed{}
 	if err := s.sweepLeases(); err != nil { // what they hold is no root any more
 		return nil, err
 	}
-	dead, err := s.bringOut(ctx, from, freed)
+	// Images without a name are images, unless they are meant.
+	all := len(from) == 0
+	return s.collect(ctx, question{all: all, from: from, loose: !all, waiting: true}, all)
+}
+
+// collect deletes what is dead by q, and with sweep files that have no row.
+func (s *Store) collect(ctx context.Context, q question, sweep bool) (*Freed, error) {
+	freed := &Freed{}
+	dead, err := s.bringOut(ctx, q, freed)
 	if err != nil {
 		return nil, err
 	}
-	return freed, s.clearOut(ctx, dead, len(from) == 0, freed)
+	return freed, s.clearOut(ctx, dead, sweep, freed)
 }
 
 // clearOut deletes the files of the dead, whose rows are gone, and with sweep
@@ -87,10 +94,8 @@ func (s *Store) clearOut(ctx context.Context, dead []oci.Digest, sweep bool, fre
 	return err
 }
 
-// bringOut decides what is dead and deletes its rows.
-func (s *Store) bringOut(ctx context.Context, from []oci.Digest, freed *Freed) (dead []oci.Digest, err error) {
-	// Images without a name are images, unless they are meant.
-	q := question{all: len(from) == 0, from: from, loose: len(from) > 0, waiting: true}
+// bringOut decides what is dead by q and deletes its rows.
+func (s *Store) bringOut(ctx context.Context, q question, freed *Freed) (dead []oci.Digest, err error) {
 	look := func(t *tx) (err error) {
 		dead, err = s.dead(t, q)
 		return err

@@ -100,6 +100,31 @@ func TestNoSpace(t *testing.T) {
 	sound(t, s)
 }
 
+// A file that came to its place in a transaction which the full disk then
+// refused has no row, and keeps no space either.
+func TestFullDiskSweepsFilesWithoutRows(t *testing.T) {
+	root := filepath.Join(mount(t, "tmpfs", "tmpfs", "size=4m", 0), "store")
+	s := open(t, root)
+	put(t, t.Context(), s, ocitest.Two(), "two")
+	blob := numbered(1).Blobs[0]
+	hex := blob.Digest.Encoded()
+	left := filepath.Join(root, "blobs", "sha256", hex[:2], hex)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(left), 0o700), os.WriteFile(left, blob.Body, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	big := bytes.Repeat([]byte("0123456789abcdef"), 512<<10) // 8 MiB
+	if err := s.Put(t.Context(), oci.DescriptorOf("application/octet-stream", big), bytes.NewReader(big)); !errors.Is(err, oci.ErrNoSpace) {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file without a row is still there: %v", err)
+	}
+	sound(t, open(t, root))
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }

@@ -110,14 +110,9 @@ func (s *Store) tidy(ctx context.Context) error {
 	if err := s.sweepLeases(); err != nil || !full {
 		return err
 	}
-	var dead []oci.Digest
-	err := s.read(ctx, func(t *tx) (err error) {
-		dead, err = s.dead(t, question{all: true, loose: true, waiting: true})
-		return err
-	})
-	if err == nil && len(dead) > 0 {
-		_, err = s.Collect(ctx, dead...)
-	}
+	// The sweep is for files that came to their places in a transaction which
+	// the full disk then refused.
+	_, err := s.collect(ctx, question{all: true, loose: true, waiting: true}, true)
 	return err
 }
 
