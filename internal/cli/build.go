@@ -178,6 +178,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) error {
 		return buildError(err)
 	}
 	defer j.close()
+	if err := f.checkResultFiles(); err != nil {
+		return buildError(err)
+	}
 	if err := f.forgetImageID(); err != nil {
 		return buildError(err)
 	}
@@ -244,6 +247,7 @@ func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store, print
 		},
 	})
 	defer engine.Close()
+	defer a.limitCache(ctx, engine, limit)
 	defer a.explainBuild(ctx, &j.explain, engine, &err)
 	stopImports := engine.ImportCaches(ctx)
 	res, err := frontend.Build(ctx, engine, j.opts)
@@ -266,7 +270,6 @@ func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store, print
 		return a.buildFailed(printer, err)
 	}
 	printer.Close(nil)
-	defer a.limitCache(ctx, engine, limit)
 	if len(out.skipped) > 0 {
 		fmt.Fprintf(a.Err, "WARNING: special files that need root were left out: %s\n", strings.Join(out.skipped, ", "))
 	}

@@ -327,5 +327,8 @@ func (f *buildFlags) writeResult(out *build.Exported, names []ref.Ref, several b
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(f.metadataFile, append(b, '\n'), 0o666)
+	return writeFile(f.metadataFile, 0o666, func(w io.Writer) error {
+		_, err := w.Write(append(b, '\n'))
+		return err
+	})
 }

@@ -265,6 +265,9 @@ func (f *buildFlags) frontendOpts(in *buildInput) (map[string]string, error) {
 	return o, nil
 }
 
+// maxSecret is BuildKit's limit.
+const maxSecret = 500 << 10
+
 // buildSecrets are the sources that --secret names; they are read when a step
 // asks.
 type buildSecrets map[string]struct{ env, file string }
@@ -309,8 +312,12 @@ func parseSecrets(list []string) (buildSecrets, error) {
 			}
 		}
 		if src.file != "" {
-			if _, err := os.Stat(src.file); err != nil {
+			fi, err := os.Stat(src.file)
+			if err != nil {
 				return nil, fmt.Errorf("failed to stat %s: %w", src.file, errors.Unwrap(err))
+			}
+			if fi.Size() > maxSecret {
+				return nil, fmt.Errorf("secret %s too big. max size 500KiB", id)
 			}
 		}
 		out[id] = src
@@ -326,5 +333,15 @@ func (b buildSecrets) get(_ context.Context, id string) ([]byte, error) {
 	if src.env != "" {
 		return []byte(os.Getenv(src.env)), nil
 	}
-	return os.ReadFile(src.file)
+	f, err := os.Open(src.file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	// It may have grown, or be a pipe, which has no size.
+	v, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	if err == nil && len(v) > maxSecret {
+		err = fmt.Errorf("invalid secret size: more than %d bytes", maxSecret)
+	}
+	return v, err
 }

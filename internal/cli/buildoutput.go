@@ -456,6 +456,9 @@ func (o *buildOutput) checkDest(terminal bool) error {
 		if err == nil && !fi.IsDir() {
 			return fmt.Errorf("destination directory %s is a file", o.dest)
 		}
+		if err := checkWritableDir(o.dest); err != nil {
+			return fmt.Errorf("invalid destination directory: %w", err)
+		}
 	case file:
 		if o.dest == "" && o.kind != outDocker {
 			o.dest = "-"
@@ -478,6 +481,9 @@ func (o *buildOutput) checkDest(terminal bool) error {
 		}
 		if err := validOutput(o.dest); err != nil {
 			return err
+		}
+		if err := checkWritable(o.dest); err != nil {
+			return fmt.Errorf("invalid destination file: %w", err)
 		}
 	case o.dest != "":
 		return fmt.Errorf("dest is not supported for output type=%s", o.kind)

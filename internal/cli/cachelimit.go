@@ -97,9 +97,13 @@ func daemonLimit(b []byte, fallback build.CacheLimit) (build.CacheLimit, error) 
 	return limit, nil
 }
 
-// limitCache keeps the build cache to its limit after a build. That it fails
-// does not make the build fail.
+// limitCache keeps the build cache to its limit after a build, also after one
+// that failed: its steps are kept. That it fails does not make the build fail,
+// and who interrupts a build does not wait for it.
 func (a *App) limitCache(ctx context.Context, engine *build.Engine, limit build.CacheLimit) {
+	if ctx.Err() != nil {
+		return
+	}
 	n, err := engine.Limit(ctx, limit)
 	switch {
 	case err != nil:

@@ -12,6 +12,7 @@ import (
 
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/layer"
 	"github.com/strake-project/strake/internal/sandbox"
 )
 
@@ -156,4 +157,57 @@ func testSet(t *testing.T) *Set {
 	}
 	t.Cleanup(func() { s.Close() })
 	return In(s)
+}
+
+// Whether a VOLUME is in the image is asked of the image: a link of its that
+// leads out leads to its own root, and a whited out directory is not there.
+func TestVolumes(t *testing.T) {
+	ctx, set := t.Context(), testSet(t)
+	host := t.TempDir()
+	ctx, release, err := set.store.Lease(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	one := &Container{ID: newID()}
+	for _, entries := range [][]layer.Entry{
+		{{Path: "here", Type: layer.Dir, Mode: 0o755}, {Path: "out", Type: layer.Symlink, Link: host, Mode: 0o777},
+			{Path: "to", Type: layer.Symlink, Link: "/here", Mode: 0o777}, {Path: "gone", Type: layer.Dir, Mode: 0o755},
+			{Path: "loop", Type: layer.Symlink, Link: "loop", Mode: 0o777}},
+		{{Path: "gone", Type: layer.Whiteout}},
+	} {
+		w, err := set.store.NewLayer(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.SortFunc(entries, func(a, b layer.Entry) int { return strings.Compare(a.Path, b.Path) })
+		for _, e := range entries {
+			if err := w.Write(e, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		toc, err := w.Commit(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		one.Layers = append(one.Layers, toc.DiffID)
+	}
+	declared := map[string]struct{}{}
+	for _, v := range []string{"/here", "/to", "/out", "/gone", "/loop", "/new", "../../up", "/", "/mine/"} {
+		declared[v] = struct{}{}
+	}
+	spec := &sandbox.Spec{Mounts: []sandbox.Mount{{Type: "tmpfs", Destination: "/mine"}}}
+	if err := set.volumes(ctx, one, spec, declared); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, m := range spec.Mounts[1:] {
+		got = append(got, m.Destination)
+		if fi, err := os.Stat(m.Source); err != nil || !fi.IsDir() || !strings.HasPrefix(m.Source, set.dir(one.ID)) {
+			t.Errorf("%s is %s: %v", m.Destination, m.Source, err)
+		}
+	}
+	if want := []string{"/up", "/gone", "/new", "/out"}; !slices.Equal(got, want) {
+		t.Errorf("volumes at %q, not %q", got, want)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/oci/tree"
 	"github.com/strake-project/strake/internal/rootfs"
 	"github.com/strake-project/strake/internal/sandbox"
 )
@@ -123,7 +125,7 @@ func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 		*d = to
 	}
 	spec.Root = *root
-	if err := volumes(&spec, conf.Volumes, filepath.Join(dir, "volumes")); err != nil {
+	if err := c.volumes(ctx, one, &spec, conf.Volumes); err != nil {
 		return nil, err
 	}
 	for _, m := range spec.Mounts {
@@ -191,32 +193,34 @@ func environment(spec *sandbox.Spec, image, caller []string) []string {
 }
 
 // volumes gives each VOLUME of the image that nothing is mounted on, and that
-// has no directory in the image, an empty one. Where the image has it, it is a
-// plain directory of the container's for now.
-func volumes(spec *sandbox.Spec, declared map[string]struct{}, dir string) error {
-	n := 0
-next:
-	for v := range declared {
+// is not there in the image, an empty one. Where the image has it, it is a
+// plain directory of the container's for now. Both the names and the links that
+// they lead through are the image's: they are looked up in its files alone.
+func (c *Set) volumes(ctx context.Context, one *Container, spec *sandbox.Spec, declared map[string]struct{}) error {
+	if len(declared) == 0 {
+		return nil
+	}
+	view, err := c.base(ctx, one)
+	if err != nil {
+		return err
+	}
+	for n, v := range slices.Sorted(maps.Keys(declared)) {
 		v = path.Clean("/" + v)
-		if v == "/" {
+		if v == "/" || slices.ContainsFunc(spec.Mounts, func(m sandbox.Mount) bool { return path.Clean(m.Destination) == v }) {
 			continue
 		}
-		for _, m := range spec.Mounts {
-			if path.Clean(m.Destination) == v {
-				continue next
-			}
+		at, err := tree.Resolve(view, v, true)
+		if err == nil {
+			_, err = view.Lstat(at)
 		}
-		for _, l := range spec.Root.Lowers {
-			if _, err := os.Lstat(filepath.Join(l, v)); err == nil {
-				continue next
-			}
+		if !errors.Is(err, fs.ErrNotExist) {
+			continue
 		}
-		source := filepath.Join(dir, fmt.Sprint(n))
+		source := filepath.Join(c.dir(one.ID), "volumes", fmt.Sprint(n))
 		if err := os.MkdirAll(source, 0o755); err != nil {
 			return err
 		}
 		spec.Mounts = append(spec.Mounts, sandbox.Mount{Type: "bind", Source: source, Destination: v})
-		n++
 	}
 	return nil
 }
