@@ -26,7 +26,7 @@ func testApp(name string) (*App, *bytes.Buffer, *bytes.Buffer) {
 // an argument check, and no panic when its help is printed.
 func TestEveryCommand(t *testing.T) {
 	a, out, _ := testApp("strake")
-	root := a.rootCommand()
+	root := a.wholeTree()
 	var walk func(cmd *cobra.Command)
 	walk = func(cmd *cobra.Command) {
 		for _, c := range cmd.Commands() {

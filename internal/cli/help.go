@@ -5,38 +5,26 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 )
 
-// Annotations of a command.
-const (
-	noteCommon  = "common"  // its place among the common commands
-	noteAliases = "aliases" // its other spellings
-)
-
-// common puts cmd among the common commands, in the order of place.
-func common(cmd *cobra.Command, place int) *cobra.Command {
-	note(cmd, noteCommon, strconv.Itoa(place))
-	return cmd
+// commonCommands are named first in the help, in this order.
+func commonCommands() []string {
+	return []string{"run", "ps", "build", "pull", "push", "images", "login", "logout", "version"}
 }
+
+// noteAliases is a command's annotation with its other spellings.
+const noteAliases = "aliases"
 
 // spelled names all spellings of a command, without the program's name.
 func (a *App) spelled(cmd *cobra.Command, spellings ...string) *cobra.Command {
 	for i, s := range spellings {
 		spellings[i] = a.name + " " + s
 	}
-	note(cmd, noteAliases, strings.Join(spellings, ", "))
+	cmd.Annotations = map[string]string{noteAliases: strings.Join(spellings, ", ")}
 	return cmd
-}
-
-func note(cmd *cobra.Command, key, value string) {
-	if cmd.Annotations == nil {
-		cmd.Annotations = map[string]string{}
-	}
-	cmd.Annotations[key] = value
 }
 
 // setHelp makes root and all below it print help in docker's layout.
@@ -106,13 +94,11 @@ func (a *App) printHelp(w io.Writer, cmd *cobra.Command) {
 }
 
 func printGroups(b *strings.Builder, root *cobra.Command) {
-	isCommon := func(c *cobra.Command) bool { return c.Annotations[noteCommon] != "" }
+	order := commonCommands()
+	isCommon := func(c *cobra.Command) bool { return slices.Contains(order, c.Name()) }
 	top := below(root, isCommon)
-	slices.SortStableFunc(top, func(x, y *cobra.Command) int {
-		// The annotations are written by common.
-		i, _ := strconv.Atoi(x.Annotations[noteCommon])
-		j, _ := strconv.Atoi(y.Annotations[noteCommon])
-		return cmp.Compare(i, j)
+	slices.SortFunc(top, func(x, y *cobra.Command) int {
+		return cmp.Compare(slices.Index(order, x.Name()), slices.Index(order, y.Name()))
 	})
 	printCommands(b, "Common Commands", top)
 	printCommands(b, "Management Commands", below(root, (*cobra.Command).HasSubCommands))

@@ -17,11 +17,11 @@ func (a *App) manCommand() *cobra.Command {
 		Short:   "Write the man pages of all commands into a directory",
 		Example: "  strake man /usr/local/share/man/man1",
 		Args:    exactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(_ *cobra.Command, args []string) error {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return err
 			}
-			return writeMan(args[0], cmd.Root())
+			return writeMan(args[0], a.wholeTree())
 		},
 	}
 }

@@ -4,66 +4,96 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
-// topLevel lists the commands that stand directly below strake. Each function
-// makes a fresh command: docker's short spelling and the long one below
-// `image` or `container` are two commands made by the same function, told
-// apart by use, the first word of the usage line.
+// branch is a command that stands directly below strake, with all below it.
+type branch struct {
+	name string
+	make func(use string) *cobra.Command
+}
+
+// branches lists them. Each function makes a fresh command: docker's short
+// spelling and the long one below `image` or `container` are two commands made
+// by the same function, told apart by use, the first word of the usage line.
 //
 // A command that needs -h for itself (run --hostname) declares its own flag
 // "help" without a shorthand, which takes the place of the global one.
-func (a *App) topLevel() []*cobra.Command {
-	return []*cobra.Command{
-		common(a.versionCommand(), 90),
-
-		common(a.runCommand("run"), 10),
-		common(a.psCommand("ps"), 20),
-		common(a.buildCommand("build"), 30),
-		common(a.pullCommand("pull"), 40),
-		common(a.pushCommand("push"), 50),
-		common(a.imagesCommand("images"), 60),
-		common(a.loginCommand(), 70),
-		common(a.logoutCommand(), 80),
-
-		a.commitCommand("commit"),
-		a.diffCommand("diff"),
-		a.doctorCommand(),
-		a.exportCommand("export"),
-		a.historyCommand("history"),
-		a.importCommand("import"),
-		a.infoCommand(),
-		a.inspectCommand(),
-		a.installShimCommand(),
-		a.loadCommand("load"),
-		a.manCommand(),
-		a.outdatedCommand(),
-		a.rmCommand("rm"),
-		a.rmiCommand("rmi"),
-		a.saveCommand("save"),
-		a.searchCommand(),
-		a.tagCommand("tag"),
-		a.tagsCommand(),
-		a.undoCommand(),
-
-		a.builderCommand(),
-		a.buildxCommand(),
-		a.containerCommand(),
-		a.imageCommand(),
-		a.manifestCommand(),
-		a.registryCommand(),
-		a.systemCommand(),
+func (a *App) branches() []branch {
+	// one is a command that has no other spelling.
+	one := func(make func() *cobra.Command) func(string) *cobra.Command {
+		return func(string) *cobra.Command { return make() }
 	}
+	return []branch{
+		{"build", a.buildCommand},
+		{"commit", a.commitCommand},
+		{"diff", a.diffCommand},
+		{"doctor", one(a.doctorCommand)},
+		{"export", a.exportCommand},
+		{"history", a.historyCommand},
+		{"images", a.imagesCommand},
+		{"import", a.importCommand},
+		{"info", one(a.infoCommand)},
+		{"inspect", one(a.inspectCommand)},
+		{"install-shim", one(a.installShimCommand)},
+		{"load", a.loadCommand},
+		{"login", one(a.loginCommand)},
+		{"logout", one(a.logoutCommand)},
+		{"man", one(a.manCommand)},
+		{"outdated", one(a.outdatedCommand)},
+		{"ps", a.psCommand},
+		{"pull", a.pullCommand},
+		{"push", a.pushCommand},
+		{"rm", a.rmCommand},
+		{"rmi", a.rmiCommand},
+		{"run", a.runCommand},
+		{"save", a.saveCommand},
+		{"search", one(a.searchCommand)},
+		{"tag", a.tagCommand},
+		{"tags", one(a.tagsCommand)},
+		{"undo", one(a.undoCommand)},
+		{"version", one(a.versionCommand)},
+
+		{"builder", one(a.builderCommand)},
+		{"buildx", one(a.buildxCommand)},
+		{"container", one(a.containerCommand)},
+		{"image", one(a.imageCommand)},
+		{"manifest", one(a.manifestCommand)},
+		{"registry", one(a.registryCommand)},
+		{"system", one(a.systemCommand)},
+	}
+}
+
+// grow puts the branch called name below root, or all where there is none of
+// that name: to make all takes as long as everything else before a command
+// begins.
+func (a *App) grow(root *cobra.Command, name string) {
+	all := a.branches()
+	if i := slices.IndexFunc(all, func(b branch) bool { return b.name == name }); i >= 0 {
+		all = all[i : i+1]
+		root.CompletionOptions.DisableDefaultCmd = true
+	}
+	for _, b := range all {
+		root.AddCommand(b.make(b.name))
+	}
+	plainUsage(root)
+	a.confine(root, "")
+}
+
+// wholeTree is the root with everything below it.
+func (a *App) wholeTree() *cobra.Command {
+	root := a.rootCommand()
+	a.grow(root, "")
+	return root
 }
 
 // run executes args.
 func (a *App) run(ctx context.Context, args []string) error {
 	root := a.rootCommand()
-	a.confine(root, "")
 	rest, err := a.parseGlobal(root, args[1:])
 	if err != nil {
 		return err
@@ -72,7 +102,12 @@ func (a *App) run(ctx context.Context, args []string) error {
 		fmt.Fprintln(a.Out, a.versionLine())
 		return nil
 	}
-	if len(rest) > 0 && (rest[0] == cobra.ShellCompRequestCmd || rest[0] == cobra.ShellCompNoDescRequestCmd) {
+	called := ""
+	if len(rest) > 0 {
+		called = rest[0]
+	}
+	a.grow(root, called)
+	if called == cobra.ShellCompRequestCmd || called == cobra.ShellCompNoDescRequestCmd {
 		a.setCompletion(root)
 	}
 	root.SetArgs(rest)
@@ -105,6 +140,7 @@ func (a *App) parseGlobal(root *cobra.Command, args []string) ([]string, error) 
 	return set.Args(), a.setLog()
 }
 
+// rootCommand is the root with nothing below it yet.
 func (a *App) rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:                   a.name + " [OPTIONS] COMMAND [ARG...]",
@@ -147,9 +183,6 @@ func (a *App) rootCommand() *cobra.Command {
 	pf.Lookup("help").Hidden = true
 	// The error is only about a flag that does not exist.
 	_ = pf.MarkShorthandDeprecated("help", "use --help")
-
-	root.AddCommand(a.topLevel()...)
-	plainUsage(root)
 	return root
 }
 
