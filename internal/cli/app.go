@@ -101,19 +101,22 @@ func (a *App) leased(ctx context.Context) (context.Context, *store.Store, func()
 // Remote is the client of registries, with docker's credentials.
 func (a *App) Remote() *remote.Client {
 	if a.regs == nil {
-		a.regs = a.newRemote()
+		a.regs = a.newRemote(auth.Docker(a.flags.config))
 	}
 	return a.regs
 }
 
-// newRemote is a client for which the insecure registries need no certificate.
-func (a *App) newRemote(insecure ...string) *remote.Client {
-	return remote.New(remote.Options{
-		Credentials: auth.Docker(a.flags.config),
-		UserAgent:   "strake/" + Version,
-		Log:         a.log,
-		Insecure:    insecure,
-	})
+// registries is Remote or, where that is asked for, a client that takes plain
+// http and unknown certificates from r's registry.
+func (a *App) registries(r ref.Ref, insecure bool) *remote.Client {
+	if !insecure {
+		return a.Remote()
+	}
+	return a.newRemote(auth.Docker(a.flags.config), r.Domain)
+}
+
+func (a *App) newRemote(credentials auth.Lookup, insecure ...string) *remote.Client {
+	return remote.New(remote.Options{Credentials: credentials, UserAgent: "strake/" + Version, Log: a.log, Insecure: insecure})
 }
 
 // ensure makes the image that r names local, for platform p: what build's FROM

@@ -41,7 +41,8 @@ type attestation struct {
 // parse returns the attestations by type, those that are disabled left out.
 func (f *attestFlags) parse() (map[string]attestation, error) {
 	list := slices.Clone(f.attests)
-	for kind, v := range map[string]string{"provenance": f.provenance, "sbom": f.sbom} {
+	for _, short := range [][2]string{{"provenance", f.provenance}, {"sbom", f.sbom}} {
+		kind, v := short[0], short[1]
 		if v == "" {
 			continue
 		}
@@ -51,7 +52,6 @@ func (f *attestFlags) parse() (map[string]attestation, error) {
 		list = append(list, "type="+kind+","+v)
 	}
 	out := map[string]attestation{}
-	disabled := map[string]bool{}
 	for _, text := range list {
 		fields, err := splitAttrs("attestation", text, "invalid value %s")
 		if err != nil {
@@ -83,7 +83,7 @@ func (f *attestFlags) parse() (map[string]attestation, error) {
 		if err := at.check(kind); err != nil {
 			return nil, err
 		}
-		if disabled[kind] = off; off {
+		if off {
 			delete(out, kind)
 		} else {
 			out[kind] = at

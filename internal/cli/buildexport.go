@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,8 +17,6 @@ import (
 	"github.com/strake-project/strake/internal/build/output"
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/content/archive"
-	"github.com/strake-project/strake/internal/content/remote"
-	"github.com/strake-project/strake/internal/content/remote/auth"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
 )
@@ -139,13 +136,7 @@ func (x *exporting) push(ctx context.Context, w *build.Work, asm *build.Assembly
 		if o.pushByDigest {
 			to.Tag = ""
 		}
-		client := x.Remote()
-		if o.insecure {
-			client = remote.New(remote.Options{
-				Credentials: auth.Docker(x.flags.config), UserAgent: "strake/" + Version, Log: x.log, Insecure: []string{n.Domain},
-			})
-		}
-		repo := client.Repository(to)
+		repo := x.registries(n, o.insecure).Repository(to)
 		var got oci.Descriptor
 		if err := w.Do("pushing layers", func() (err error) {
 			got, err = content.Copy(ctx, repo, to, asm, to, content.CopyOptions{Compression: content.Gzip})
@@ -156,7 +147,9 @@ func (x *exporting) push(ctx context.Context, w *build.Work, asm *build.Assembly
 		if err := w.Do(fmt.Sprintf("pushing manifest for %s@%s", to, got.Digest), func() error { return nil }); err != nil {
 			return err
 		}
-		x.pushed(asm, got)
+		// The registry may have the image under another digest, its layers packed:
+		// that is the one to report.
+		x.image = asm.As(got)
 		if !o.keeps() {
 			continue
 		}
@@ -167,26 +160,14 @@ func (x *exporting) push(ctx context.Context, w *build.Work, asm *build.Assembly
 	return nil
 }
 
-// pushed remembers that the registry has the image under another digest, its
-// layers packed: that is the one to report.
-func (x *exporting) pushed(asm *build.Assembly, got oci.Descriptor) {
-	x.image = asm.As(got)
-}
-
 // archive writes an image as docker-save archive or OCI layout to a stream.
 func (x *exporting) archive(ctx context.Context, to io.Writer, asm *build.Assembly, o *buildOutput) error {
 	w := archive.NewWriter(to)
 	if o.kind == outOCI {
 		w = archive.NewLayoutWriter(to)
 	}
-	names := o.names
-	if len(names) == 0 {
-		names = []ref.Ref{{}}
-	}
-	for _, n := range names {
-		if _, err := content.Copy(ctx, w, n, asm, n, content.CopyOptions{}); err != nil {
-			return err
-		}
+	if err := copyNamed(ctx, w, asm, o.names); err != nil {
+		return err
 	}
 	return w.Close()
 }
@@ -198,29 +179,29 @@ func (x *exporting) layout(ctx context.Context, asm *build.Assembly, o *buildOut
 		return err
 	}
 	defer l.Close()
-	names := o.names
+	return copyNamed(ctx, l, asm, o.names)
+}
+
+// copyNamed copies an image once for each of its names, or without one.
+func copyNamed(ctx context.Context, to content.Sink, asm *build.Assembly, names []ref.Ref) error {
 	if len(names) == 0 {
 		names = []ref.Ref{{}}
 	}
 	for _, n := range names {
-		if _, err := content.Copy(ctx, l, n, asm, n, content.CopyOptions{}); err != nil {
+		if _, err := content.Copy(ctx, to, n, asm, n, content.CopyOptions{}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// stream writes to a file, which appears whole or not at all, or to standard
-// output.
-func (x *exporting) stream(dest string, write func(io.Writer) error) error {
-	if dest != "-" {
-		return writeFile(dest, 0o666, write)
+// stream writes to a file, which appears whole or not at all, or for "-" to
+// standard output.
+func (a *App) stream(dest string, write func(io.Writer) error) error {
+	if dest == "-" {
+		return a.toStdout(write)
 	}
-	w := bufio.NewWriterSize(x.Out, 1<<20)
-	if err := write(w); err != nil {
-		return err
-	}
-	return w.Flush()
+	return writeFile(dest, 0o666, write)
 }
 
 // files writes the file systems of the images.

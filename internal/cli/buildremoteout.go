@@ -27,7 +27,7 @@ func (f *remoteFile) open(map[string]string) (io.WriteCloser, error) {
 	r, w := io.Pipe()
 	f.pipe, f.done = w, make(chan error, 1)
 	go func() {
-		err := (&exporting{App: f.app}).stream(f.dest, func(to io.Writer) error {
+		err := f.app.stream(f.dest, func(to io.Writer) error {
 			_, err := io.Copy(to, r)
 			return err
 		})

@@ -190,10 +190,11 @@ func (a *App) export(ctx context.Context, name, output string) error {
 	if err != nil {
 		return daemon(err)
 	}
+	write := func(w io.Writer) error { return daemon(container.In(s).Export(ctx, c, w)) }
 	if output == "" {
-		return daemon(container.In(s).Export(ctx, c, a.Out))
+		return a.toStdout(write)
 	}
-	return writeFile(output, 0o600, func(w io.Writer) error { return daemon(container.In(s).Export(ctx, c, w)) })
+	return writeFile(output, 0o600, write)
 }
 
 func (a *App) diffCommand(use string) *cobra.Command {

@@ -4,8 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -33,18 +33,17 @@ type plannedImage struct {
 	Bytes   int64      `json:"bytes"`
 }
 
-// writePlan writes what p would do, and returns the bytes.
-func (a *App) writePlan(ctx context.Context, s *store.Store, file string, p store.Prune) (int64, error) {
+// writePlan writes what p would do.
+func (a *App) writePlan(ctx context.Context, s *store.Store, file string, p store.Prune) error {
 	p.Dry = true
 	first, err := s.Prune(ctx, p)
 	if err != nil {
-		return 0, daemon(err)
+		return daemon(err)
 	}
-	plan := prunePlan{Version: 1, Created: time.Now().UTC(), Images: []plannedImage{}}
-	plan.Content = first.Rest
+	plan := prunePlan{Version: 1, Created: time.Now().UTC(), Images: []plannedImage{}, Content: first.Rest}
 	all, err := s.Images(ctx)
 	if err != nil {
-		return 0, daemon(err)
+		return daemon(err)
 	}
 	now := byID(all)
 	for i := range p.Images {
@@ -63,34 +62,10 @@ func (a *App) writePlan(ctx context.Context, s *store.Store, file string, p stor
 	p.All, p.Content = false, plan.Content
 	done, err := s.Prune(ctx, p)
 	if err != nil {
-		return 0, daemon(err)
+		return daemon(err)
 	}
 	plan.Bytes = done.Bytes + done.Waiting
-	b, err := json.MarshalIndent(plan, "", "  ")
-	if err != nil {
-		return 0, err
-	}
-	if err := writeAside(file, append(b, '\n')); err != nil {
-		return 0, err
-	}
-	return plan.Bytes, nil
-}
-
-// writeAside writes a file that is there whole or not at all.
-func writeAside(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".strake-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	return err
+	return writeFile(file, 0o600, func(w io.Writer) error { return writeIndented(w, plan, "  ") })
 }
 
 func canonical(refs []ref.Ref) []string {

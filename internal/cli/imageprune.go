@@ -88,6 +88,11 @@ func (a *App) imagePrune(ctx context.Context, o *imagePruneOptions) error {
 		}
 		return a.applyPlan(ctx, o)
 	}
+	if o.plan != "" {
+		if err := validOutput(o.plan); err != nil {
+			return fmt.Errorf("--plan: %w", err)
+		}
+	}
 	warning := "WARNING! This will remove all dangling images."
 	switch {
 	case o.any():
@@ -110,7 +115,7 @@ func (a *App) imagePrune(ctx context.Context, o *imagePruneOptions) error {
 	}
 	p := store.Prune{Images: images, All: len(o.filters) == 0 && !o.any(), Dry: o.dry, Now: a.pruneNow(&o.pruneOptions)}
 	if o.plan != "" {
-		if _, err := a.writePlan(ctx, s, o.plan, p); err != nil {
+		if err := a.writePlan(ctx, s, o.plan, p); err != nil {
 			return err
 		}
 		return a.planImages(ctx, s, p, 0)

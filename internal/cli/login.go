@@ -96,11 +96,7 @@ func (a *App) login(ctx context.Context, host string, o *loginOptions, insecure 
 		return err
 	}
 	given := auth.Credentials{Username: o.user, Password: o.password}
-	client := remote.New(remote.Options{
-		Credentials: func(context.Context, string) (auth.Credentials, error) { return given, nil },
-		UserAgent:   "strake/" + Version,
-		Log:         a.log,
-	})
+	client := a.newRemote(func(context.Context, string) (auth.Credentials, error) { return given, nil })
 	if err := client.Ping(ctx, host); err != nil {
 		return loginError(host, err)
 	}

@@ -55,19 +55,10 @@ func (a *App) saveList(ctx context.Context, s *store.Store, list ref.Ref, entrie
 	return daemon(s.PutRecord(ctx, store.Record{Bucket: bucketLists, Key: list.String(), Value: b}))
 }
 
-// insecureClient is the registries' client, for --insecure one that takes
-// plain http and unknown certificates from r's registry.
-func (a *App) insecureClient(r ref.Ref, insecure bool) *remote.Client {
-	if !insecure {
-		return a.Remote()
-	}
-	return a.newRemote(r.Domain)
-}
-
 // remoteEntry reads r's manifest. isList says that r names a list instead, with
 // its body.
 func (a *App) remoteEntry(ctx context.Context, r ref.Ref, insecure bool) (e listEntry, isList bool, err error) {
-	repo := a.insecureClient(r, insecure).Repository(r)
+	repo := a.registries(r, insecure).Repository(r)
 	d, err := repo.Resolve(ctx, r)
 	if isNotFound(err) {
 		return e, false, fmt.Errorf("no such manifest: %s%w", r, silent{oci.ErrNotFound})
@@ -307,7 +298,7 @@ func (a *App) manifestInspect(ctx context.Context, s *store.Store, refs []ref.Re
 		}
 		return err
 	}
-	repo := a.insecureClient(refs[0], insecure).Repository(refs[0])
+	repo := a.registries(refs[0], insecure).Repository(refs[0])
 	for _, d := range ix.Manifests {
 		child, err := entryOf(ctx, repo, ref.Ref{Domain: refs[0].Domain, Path: refs[0].Path, Tag: refs[0].Tag, Digest: d.Digest}, d)
 		if err != nil {
@@ -382,7 +373,7 @@ func (a *App) manifestPush(ctx context.Context, s *store.Store, list ref.Ref, pu
 	if err != nil {
 		return err
 	}
-	client := a.insecureClient(list, insecure)
+	client := a.registries(list, insecure)
 	to := client.Repository(list)
 	for _, e := range entries {
 		from, err := ref.ParseImage(e.Ref)

@@ -80,11 +80,7 @@ func (a *App) save(ctx context.Context, names []string, o *saveOptions) error {
 		return daemon(aw.Close())
 	}
 	if o.output == "" {
-		w := bufio.NewWriterSize(a.Out, 1<<20)
-		if err := write(w); err != nil {
-			return err
-		}
-		return w.Flush()
+		return a.toStdout(write)
 	}
 	return writeFile(o.output, 0o600, write)
 }
@@ -133,6 +129,15 @@ func validOutput(path string) error {
 		return fmt.Errorf("invalid output path: %q must be a regular file", path)
 	}
 	return nil
+}
+
+// toStdout writes to standard output through write, in large pieces.
+func (a *App) toStdout(write func(io.Writer) error) error {
+	w := bufio.NewWriterSize(a.Out, 1<<20)
+	if err := write(w); err != nil {
+		return err
+	}
+	return w.Flush()
 }
 
 // writeFile writes path through write: a regular file appears whole or not at
