@@ -61,7 +61,7 @@ func (a *App) buildCommand(use string) *cobra.Command {
 	fs.StringVar(&f.target, "target", "", "Set the target build stage to build")
 	fs.BoolVar(&f.noCache, "no-cache", false, "Do not use cache when building the image")
 	fs.StringSliceVar(&f.noCacheFilters, "no-cache-filter", nil, "Do not cache specified stages")
-	fs.StringVar(&f.progress, "progress", envOr("BUILDKIT_PROGRESS", "auto"), `Set type of progress output ("auto", "plain", "tty", "quiet")`)
+	fs.StringVar(&f.progress, "progress", envOr("BUILDKIT_PROGRESS", "auto"), `Set type of progress output ("auto", "plain", "tty", "quiet", "rawjson")`)
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "Suppress the build output and print image ID on success")
 	fs.StringArrayVar(&f.labels, "label", nil, "Set metadata for an image")
 	fs.StringArrayVar(&f.platforms, "platform", nil, "Set target platform for build")

@@ -224,27 +224,17 @@ func (f *buildFlags) frontendOpts(in *buildInput) (map[string]string, error) {
 	if f.pull {
 		o["image-resolve-mode"] = "pull"
 	}
-	switch f.network {
-	case "host", "none":
+	network, err := networkMode(f.network)
+	if err != nil {
+		return nil, fmt.Errorf("network mode %q not supported by strake: %w", f.network, err)
+	}
+	if f.network == "host" || f.network == "none" {
 		o["force-network-mode"] = f.network
-	default:
-		if _, err := networkMode(f.network); err != nil {
-			return nil, fmt.Errorf("network mode %q not supported by strake: %w", f.network, err)
-		}
 	}
 	if len(f.addHosts) > 0 {
-		hosts := make([]string, len(f.addHosts))
-		for i, h := range f.addHosts {
-			name, ip, ok := strings.Cut(strings.Replace(h, "=", ":", 1), ":")
-			if !ok || name == "" || ip == "" {
-				return nil, fmt.Errorf("invalid host %s", h)
-			}
-			if ip == "host-gateway" {
-				ip = "127.0.0.1" // on the machine's own network
-			}
-			hosts[i] = name + "=" + strings.Trim(ip, "[]")
+		if o["add-hosts"], err = buildHosts(f.addHosts, network); err != nil {
+			return nil, err
 		}
-		o["add-hosts"] = strings.Join(hosts, ",")
 	}
 	if len(f.ulimits) > 0 {
 		o["ulimit"] = strings.Join(f.ulimits, ",")

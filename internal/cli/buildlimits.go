@@ -65,23 +65,14 @@ func (f *buildLimits) frontendOpts(o map[string]string) error {
 			return errors.New("--allow device is not supported: a build has no devices")
 		}
 	}
+	if f.cpuQuota < 0 {
+		return fmt.Errorf("invalid --cpu-quota %d: it is a number of microseconds", f.cpuQuota)
+	}
 	// What run has of them is what a RUN has.
-	run := runFlags{memory: f.memory, memorySwap: f.memorySwap, shmSize: f.shmSize}
+	run := runFlags{memory: f.memory, memorySwap: f.memorySwap, shmSize: f.shmSize, cpuPeriod: f.cpuPeriod, cpuQuota: f.cpuQuota}
 	var spec sandbox.Spec
 	if err := run.parseLimits(&spec); err != nil {
-		var refused *Failure
-		if errors.As(err, &refused) {
-			err = refused.Err // it is not run that refuses
-		}
-		return err
-	}
-	for _, n := range []struct {
-		flag  string
-		value int64
-	}{{"cpu-period", f.cpuPeriod}, {"cpu-quota", f.cpuQuota}} {
-		if n.value < 0 {
-			return fmt.Errorf("invalid --%s %d: it is a number of microseconds", n.flag, n.value)
-		}
+		return innerFailure(err) // it is not run that refuses
 	}
 	set := func(key string, n int64) {
 		if n != 0 {

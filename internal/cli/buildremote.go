@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -122,6 +123,10 @@ func (j *buildJob) local() error {
 		return errors.New("--shell-on-fail is for builds on this machine")
 	case j.explain.form != "":
 		return errors.New("--explain is for builds on this machine: a BuildKit daemon does not tell what changed")
+	case j.network == "pasta" || j.network == "slirp4netns":
+		return fmt.Errorf("--network %s is for builds on this machine: a BuildKit daemon has networks of its own", j.network)
+	case slices.ContainsFunc(j.addHosts, func(h string) bool { _, ip, _ := splitHost(h); return ip == hostGateway }):
+		return errors.New("host-gateway is for builds on this machine: name the address that the BuildKit daemon's machine has")
 	case j.cache.limit != "":
 		return errors.New("--cache-limit is for builds on this machine: a BuildKit daemon has a limit of its own")
 	}

@@ -27,7 +27,7 @@ func argumentKinds() map[string]int {
 		"commit": completeContainers | completeFirst, "container commit": completeContainers | completeFirst,
 		"container diff": completeContainers | completeFirst, "diff": completeContainers | completeFirst,
 		"container export": completeContainers | completeFirst, "export": completeContainers | completeFirst,
-		"container rm": completeContainers, "rm": completeContainers,
+		"container inspect": completeContainers, "container rm": completeContainers, "rm": completeContainers,
 		"container run": completeImages | completeFirst, "run": completeImages | completeFirst,
 		"history": completeImages | completeFirst, "image history": completeImages | completeFirst,
 		"image cat": completeImages | completeFirst, "image cp": completeImages | completeFirst | completeFiles,
@@ -51,7 +51,7 @@ func flagValues() map[string][]string {
 	return map[string][]string{
 		"format":    {"json", "table"},
 		"log-level": {"debug", "info", "warn", "error", "fatal"},
-		"network":   {"host", "none"},
+		"network":   {"host", "none", "pasta", "slirp4netns"},
 		"platform":  {"linux/amd64", "linux/arm64", "linux/arm/v7", "linux/arm/v6", "linux/386", "linux/ppc64le", "linux/s390x", "linux/riscv64"},
 		"progress":  {"auto", "plain", "tty", "quiet", "rawjson"},
 		"type":      {"image", "container"},

@@ -57,7 +57,7 @@ inside the image. Nothing is unpacked.` + lookLong
 			}
 			return images(cmd, args)
 		}
-		for _, name := range []string{"digests", "filter"} {
+		for _, name := range []string{"digests", "filter", "no-trunc", "tree"} { // -a is as well: all files are shown
 			if fs.Changed(name) {
 				return fmt.Errorf("--%s is about images: leave out the PATH", name)
 			}

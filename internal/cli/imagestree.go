@@ -10,7 +10,6 @@ import (
 
 	"github.com/docker/go-units"
 
-	"github.com/strake-project/strake/internal/container"
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
@@ -28,9 +27,12 @@ type treeRow struct {
 // imagesTree prints docker's tree: each image with the images of its index
 // below it. What is not here has no size.
 func (a *App) imagesTree(ctx context.Context, s *store.Store, images []store.Image, o *imagesOptions) error {
-	for flag, given := range map[string]bool{"--quiet": o.quiet, "--no-trunc": o.noTrunc, "--show-digest": o.digests, "--format": o.format != ""} {
-		if given {
-			return errors.New(flag + " is not yet supported with --tree")
+	for _, f := range []struct {
+		flag  string
+		given bool
+	}{{"--quiet", o.quiet}, {"--no-trunc", o.noTrunc}, {"--show-digest", o.digests}, {"--format", o.format != ""}} {
+		if f.given {
+			return errors.New(f.flag + " is not yet supported with --tree")
 		}
 	}
 	ctx, release, err := s.Lease(ctx)
@@ -38,13 +40,9 @@ func (a *App) imagesTree(ctx context.Context, s *store.Store, images []store.Ima
 		return daemon(err)
 	}
 	defer release()
-	list, err := container.In(s).List(ctx)
+	used, err := usedImages(ctx, s)
 	if err != nil {
-		return daemon(err)
-	}
-	used := map[oci.Digest]bool{}
-	for _, c := range list {
-		used[c.ImageID] = true
+		return err
 	}
 	var rows []*treeRow
 	for i := range images {
@@ -59,8 +57,8 @@ func (a *App) imagesTree(ctx context.Context, s *store.Store, images []store.Ima
 
 // treeRows are the lines of one image: one for each of its names, the platforms
 // below the last.
-func treeRows(ctx context.Context, s *store.Store, img *store.Image, used map[oci.Digest]bool) ([]*treeRow, error) {
-	top := &treeRow{id: shortID(img.ID, false), used: used[img.ID]}
+func treeRows(ctx context.Context, s *store.Store, img *store.Image, used map[oci.Digest]int) ([]*treeRow, error) {
+	top := &treeRow{id: shortID(img.ID, false), used: used[img.ID] > 0}
 	parts := platformImages(ctx, s, img)
 	if parts == nil {
 		size, _, err := packedSize(ctx, s, img.Manifest)
@@ -81,7 +79,7 @@ func treeRows(ctx context.Context, s *store.Store, img *store.Image, used map[oc
 		if err != nil && !isNotFound(err) {
 			return nil, err
 		}
-		row.packed, row.used = size, used[id]
+		row.packed, row.used = size, used[id] > 0
 		if one, err := s.Find(ctx, string(id)); err == nil {
 			row.unpacked = one.Size
 		}

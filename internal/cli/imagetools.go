@@ -242,7 +242,7 @@ func (a *App) imagetoolsCreateCommand() *cobra.Command {
 	fs.BoolVar(&o.dry, "dry-run", false, "Show final image instead of pushing")
 	fs.StringArrayVarP(&o.files, "file", "f", nil, "Read source descriptor from file")
 	fs.BoolVar(&o.preferIndex, "prefer-index", true, "When only a single source is specified, prefer outputting an image index or manifest list instead of performing a carbon copy")
-	fs.StringVar(&o.progress, "progress", "auto", `Set type of progress output ("auto", "none", "plain", "rawjson", "tty")`)
+	fs.StringVar(&o.progress, "progress", "auto", `Set type of progress output ("auto", "none", "plain", "tty")`)
 	fs.StringArrayVarP(&o.tags, "tag", "t", nil, "Set reference for new image")
 	return cmd
 }
@@ -254,7 +254,10 @@ func (a *App) imagetoolsCreate(ctx context.Context, args []string, o *imagetools
 	if !o.dry && len(o.tags) == 0 {
 		return errors.New("can't push with no tags specified, please set --tag or --dry-run")
 	}
-	if !slices.Contains([]string{"auto", "none", "plain", "rawjson", "tty", "quiet"}, o.progress) {
+	if o.append && len(o.tags) == 0 {
+		return errors.New("--append needs the image to append to: name it with --tag")
+	}
+	if !slices.Contains([]string{"auto", "none", "plain", "tty", "quiet"}, o.progress) {
 		return fmt.Errorf("invalid progress mode %s", o.progress)
 	}
 	var tags []ref.Ref
@@ -295,7 +298,7 @@ func (a *App) imagetoolsCreate(ctx context.Context, args []string, o *imagetools
 // imagetoolsSources reads what is to be combined.
 func (a *App) imagetoolsSources(ctx context.Context, args []string, o *imagetoolsOptions, tags []ref.Ref) ([]*remoteManifest, error) {
 	var refs []ref.Ref
-	if o.append && len(tags) > 0 {
+	if o.append {
 		refs = append(refs, tags[0])
 	}
 	for _, f := range o.files {
@@ -331,7 +334,7 @@ func (a *App) imagetoolsSources(ctx context.Context, args []string, o *imagetool
 	var all []*remoteManifest
 	for i, r := range refs {
 		m, err := a.remoteManifest(ctx, r)
-		if i == 0 && o.append && len(tags) > 0 && isNotFound(err) {
+		if i == 0 && o.append && isNotFound(err) {
 			continue // there is nothing yet to append to
 		}
 		if err != nil {

@@ -125,6 +125,9 @@ func (f *runFlags) options() (*container.Options, error) {
 	}
 	for _, l := range f.labels {
 		k, v, _ := strings.Cut(l, "=")
+		if k == "" {
+			return nil, fmt.Errorf("invalid argument %q for \"-l, --label\" flag: invalid label '%s': empty name", l, l)
+		}
 		if opt.Labels == nil {
 			opt.Labels = map[string]string{}
 		}
@@ -202,20 +205,20 @@ func (f *runFlags) environment() ([]string, error) {
 
 func (f *runFlags) parseHosts(spec *sandbox.Spec) error {
 	for _, h := range f.addHosts {
-		name, ip, ok := strings.Cut(h, ":")
-		if n, i, eq := strings.Cut(h, "="); eq && !strings.Contains(n, ":") {
-			name, ip, ok = n, i, true
+		invalid := func(err error) error { return fmt.Errorf("invalid argument %q for \"--add-host\" flag: %w", h, err) }
+		host, ip, ok := splitHost(h)
+		switch {
+		case !ok:
+			return invalid(fmt.Errorf("bad format for add-host: %q", h))
+		case ip == hostGateway:
+			var err error
+			if ip, err = gateway(h, spec.Network); err != nil {
+				return refused(err)
+			}
+		case !isIP(ip):
+			return invalid(fmt.Errorf("invalid IP address in add-host: %q", ip))
 		}
-		if !ok || name == "" || ip == "" {
-			return fmt.Errorf("bad format for add-host: %q", h)
-		}
-		if ip == "host-gateway" && spec.Network == sandbox.User {
-			return refused(fmt.Errorf("host-gateway in %q: an ordinary user's network does not lead to the machine; use --network host", h))
-		}
-		if ip == "host-gateway" {
-			ip = "127.0.0.1" // on the machine's own network
-		}
-		spec.ExtraHosts = append(spec.ExtraHosts, name+":"+ip)
+		spec.ExtraHosts = append(spec.ExtraHosts, host+":"+ip)
 	}
 	return nil
 }
@@ -282,6 +285,12 @@ func (f *runFlags) parseLimits(spec *sandbox.Spec) error {
 	}
 	if l.MemorySwap > 0 && l.Memory == 0 {
 		return refused(errors.New("You should always set the Memory limit when using Memoryswap limit, see usage"))
+	}
+	if f.cpuPeriod != 0 && (f.cpuPeriod < 1000 || f.cpuPeriod > 1000000) {
+		return refused(errors.New("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"))
+	}
+	if f.cpuQuota > 0 && f.cpuQuota < 1000 {
+		return refused(errors.New("CPU cfs quota can not be less than 1ms (i.e. 1000)"))
 	}
 	l.CPUShares, l.CPUPeriod, l.CPUQuota = f.cpuShares, f.cpuPeriod, f.cpuQuota
 	l.CPUSetCPUs, l.CPUSetMems, l.CgroupParent = f.cpusetCPUs, f.cpusetMems, f.cgroupParent
@@ -382,10 +391,15 @@ func parseMount(text string) (sandbox.Mount, error) {
 	invalid := func(format string, args ...any) error {
 		return fmt.Errorf("invalid argument %q for \"--mount\" flag: %w", text, fmt.Errorf(format, args...))
 	}
+	options := map[string]bool{} // the kinds of mount that have options of their own here
 	for field := range strings.SplitSeq(text, ",") {
 		key, value, set := strings.Cut(field, "=")
 		var err error
-		switch key = strings.ToLower(key); key {
+		key = strings.ToLower(key)
+		if kind, _, own := strings.Cut(key, "-"); own {
+			options[kind] = true
+		}
+		switch key {
 		case "type":
 			m.Type = strings.ToLower(value)
 		case "source", "src":
@@ -420,6 +434,11 @@ func parseMount(text string) (sandbox.Mount, error) {
 		}
 		if err != nil {
 			return m, invalid("invalid value for %s: %s", key, value)
+		}
+	}
+	for _, kind := range []string{"bind", "tmpfs"} {
+		if options[kind] && m.Type != kind {
+			return m, invalid("cannot mix '%s-*' options with mount type '%s'", kind, m.Type)
 		}
 	}
 	switch {

@@ -24,7 +24,12 @@ overwritten without --force.`,
   strake install-shim --dir ~/.local/bin
   strake install-shim --remove`,
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return a.installShim(dir, force, remove) },
+		RunE: func(*cobra.Command, []string) error {
+			if force && remove {
+				return errors.New("--remove removes only a link to this binary: leave out --force")
+			}
+			return a.installShim(dir, force, remove)
+		},
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&dir, "dir", "", "Directory of the link (default: that of this binary)")

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -33,9 +34,15 @@ func (a *App) undoCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.list || o.format != "" {
 				if len(args) > 0 {
-					return fmt.Errorf("--list takes no ID")
+					return errors.New("--list takes no ID")
+				}
+				if o.force {
+					return errors.New("--list changes nothing: leave out --force")
 				}
 				return a.undoList(cmd.Context(), &o)
+			}
+			if o.all {
+				return errors.New("--all is about the list: add --list")
 			}
 			var id int64
 			if len(args) > 0 {
@@ -49,7 +56,7 @@ func (a *App) undoCommand() *cobra.Command {
 		},
 	}
 	fs := cmd.Flags()
-	fs.BoolVarP(&o.all, "all", "a", false, "List also what cannot be undone any more")
+	fs.BoolVarP(&o.all, "all", "a", false, "With --list: also what cannot be undone any more")
 	fs.BoolVarP(&o.force, "force", "f", false, "Put back also tags that have moved again since")
 	fs.StringVar(&o.format, "format", "", formatHelp)
 	fs.BoolVar(&o.list, "list", false, "Show what can be undone, the last first")
