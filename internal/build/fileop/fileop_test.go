@@ -391,11 +391,22 @@ func TestUnpackPackings(t *testing.T) {
 	}
 	var b bytes.Buffer
 	w = tar.NewWriter(&b)
+	w.WriteHeader(&tar.Header{Name: "etc", Typeflag: tar.TypeDir, Mode: 0o755})
 	w.WriteHeader(&tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/../../etc"})
 	w.WriteHeader(&tar.Header{Name: "l/passwd", Typeflag: tar.TypeReg})
 	w.Close()
 	if got, _, err := run(b.String()); err != nil || got != "5x 5x/etc 0x/etc/passwd 2x/l>/../../etc" {
 		t.Errorf("written through a link: %s, %v", got, err)
+	}
+	for _, l := range []string{"/etc", "../../etc", "up/../etc"} { // there is no such directory in the chroot
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		w.WriteHeader(&tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: l})
+		w.WriteHeader(&tar.Header{Name: "l/passwd", Typeflag: tar.TypeReg})
+		w.Close()
+		if got, _, err := run(b.String()); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("written through a link to %s that leads nowhere: %s, %v", l, got, err)
+		}
 	}
 }
 

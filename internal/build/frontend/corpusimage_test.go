@@ -98,7 +98,7 @@ file 755 0:0 odd/cap cap\n
 //
 //	dir|file|fifo|sym|link|char|block|xattr|as …
 //
-// "file MODE UID:GID NAME [TEXT]", "sym NAME TARGET", "link NAME TARGET",
+// "file MODE UID:GID NAME [TEXT]", "sym NAME TARGET", "link NAME TARGET [MODE UID:GID]",
 // "char MODE MAJOR:MINOR NAME", "xattr KEY HEX" and "pax KEY VALUE" (for the
 // next entry; mtime is seconds), "form ustar|pax|gnu" (of all that follow),
 // "as gz|xz|bz2|zst" (pack the whole). Names and texts know \n, \x20 and the like.
@@ -149,6 +149,13 @@ func specTar(t testing.TB, spec string, first ...string) []byte {
 			h.Typeflag, h.Name, h.Linkname = tar.TypeSymlink, un(f[1]), un(f[2])
 			if f[0] == "link" { // has what its target has, as tar writes it
 				h.Typeflag, h.Mode = tar.TypeLink, modes[h.Linkname]
+				if len(f) > 4 {
+					n, err := strconv.ParseInt(f[3], 8, 64)
+					if _, err2 := fmt.Sscanf(f[4], "%d:%d", &h.Uid, &h.Gid); err != nil || err2 != nil {
+						t.Fatalf("spec %q", line)
+					}
+					h.Mode = n
+				}
 			}
 		default:
 			types := map[string]byte{"dir": tar.TypeDir, "file": tar.TypeReg, "fifo": tar.TypeFifo, "char": tar.TypeChar, "block": tar.TypeBlock}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -115,6 +116,9 @@ func (d *decompressor) Read(b []byte) (int, error) {
 func (d *decompressor) explain(err error) error {
 	if d.src.err != nil {
 		return d.src.err
+	}
+	if d.p == XZ && strings.Contains(err.Error(), "filter") { // the library has no error to compare with
+		return fmt.Errorf("decompress xz: a filter beside LZMA2 (%v): %w: unpack it with xz -d first", err, oci.ErrUnsupported)
 	}
 	return fmt.Errorf("decompress %s: %v: %w", d.p, err, oci.ErrInvalid)
 }
