@@ -31,7 +31,7 @@ func subordinate(file, name, uid string) []span {
 		}
 		start, err1 := strconv.ParseInt(parts[1], 10, 64)
 		count, err2 := strconv.ParseInt(parts[2], 10, 64)
-		if err1 != nil || err2 != nil || start < 0 || count <= 0 || start+count > 1<<32 {
+		if err1 != nil || err2 != nil || start < 0 || count <= 0 || start > 1<<32-count {
 			continue
 		}
 		spans = append(spans, span{next, start, count})
