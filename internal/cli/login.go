@@ -1,7 +1,7 @@
 package cli
 
 import (
-	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,19 +92,27 @@ func (a *App) login(ctx context.Context, host string, o *loginOptions, insecure 
 		}
 		o.password = strings.TrimRight(string(b), "\r\n")
 	}
-	if err := a.ask(o); err != nil {
-		return err
-	}
-	given := auth.Credentials{Username: o.user, Password: o.password}
-	client := a.newRemote(func(context.Context, string) (auth.Credentials, error) { return given, nil })
-	if err := client.Ping(ctx, host); err != nil {
-		return loginError(host, err)
-	}
 	file, err := config.Load(a.ConfigDir())
 	if err != nil {
 		return err
 	}
-	key := configKey(host)
+	key, before := configKey(host), ""
+	if o.user == "" && o.password == "" {
+		// What cannot be read is asked for; saving it says why.
+		if kept, err := file.GetAuthConfig(key); err == nil && kept.Username != "" && kept.Password != "" {
+			before = kept.Username
+			if a.stillGood(ctx, host, kept) {
+				fmt.Fprintln(a.Out, "Login Succeeded")
+				return nil
+			}
+		}
+	}
+	if err := a.ask(ctx, o, before); err != nil {
+		return err
+	}
+	if err := a.knock(ctx, host, o.user, o.password); err != nil {
+		return loginError(host, err)
+	}
 	if err := file.GetCredentialsStore(key).Store(types.AuthConfig{Username: o.user, Password: o.password, ServerAddress: key}); err != nil {
 		return fmt.Errorf("error saving credentials: %w", err)
 	}
@@ -112,8 +120,28 @@ func (a *App) login(ctx context.Context, host string, o *loginOptions, insecure 
 	return nil
 }
 
-// ask asks for what the flags did not say.
-func (a *App) ask(o *loginOptions) error {
+// knock asks host whether it lets the user in.
+func (a *App) knock(ctx context.Context, host, user, password string) error {
+	given := auth.Credentials{Username: user, Password: password}
+	client := a.newRemote(func(context.Context, string) (auth.Credentials, error) { return given, nil })
+	return client.Ping(ctx, host)
+}
+
+// stillGood tries the credentials that are kept for host, and says so in
+// docker's words.
+func (a *App) stillGood(ctx context.Context, host string, c types.AuthConfig) bool {
+	fmt.Fprintf(a.Err, "Authenticating with existing credentials... [Username: %s]\n", c.Username)
+	err := a.knock(ctx, host, c.Username, c.Password)
+	if errors.Is(err, oci.ErrUnauthorized) {
+		fmt.Fprintln(a.Err, "Stored credentials invalid or expired")
+	} else if err != nil {
+		fmt.Fprintln(a.Err, "Login did not succeed, error:", err)
+	}
+	return err == nil
+}
+
+// ask asks for what the flags did not say; before is the user of the last login.
+func (a *App) ask(ctx context.Context, o *loginOptions, before string) error {
 	if o.user != "" && o.password != "" {
 		return nil
 	}
@@ -121,16 +149,20 @@ func (a *App) ask(o *loginOptions) error {
 		return errors.New("Error: Cannot perform an interactive login from a non TTY device")
 	}
 	if o.user == "" {
-		fmt.Fprint(a.Err, "Username: ")
-		line, err := bufio.NewReader(a.In).ReadString('\n')
-		if o.user = strings.TrimSpace(line); o.user == "" {
-			return errors.Join(errors.New("Error: Non-null Username Required"), err)
+		prompt := "Username: "
+		if before != "" {
+			prompt = fmt.Sprintf("Username (%s): ", before)
+		}
+		line, err := term.Ask(ctx, a.In, a.Err, prompt)
+		if err != nil {
+			return err
+		}
+		if o.user = cmp.Or(strings.TrimSpace(line), before); o.user == "" {
+			return errors.New("Error: Non-null Username Required")
 		}
 	}
 	if o.password == "" {
-		fmt.Fprint(a.Err, "Password: ")
-		secret, err := term.ReadPassword(a.In)
-		fmt.Fprintln(a.Err)
+		secret, err := term.AskSecret(ctx, a.In, a.Err, "Password: ")
 		if err != nil {
 			return err
 		}
@@ -152,26 +184,26 @@ func loginError(host string, err error) error {
 	return daemon(err)
 }
 
+// logout forgets what is kept for host, in each way docker has ever kept it. A
+// helper is told too, whatever it lists.
 func (a *App) logout(host string) error {
 	file, err := config.Load(a.ConfigDir())
 	if err != nil {
 		return err
 	}
-	key := configKey(host)
-	known, err := file.GetAllCredentials()
-	if err != nil {
-		return err
-	}
-	shown := host
-	if key == auth.Hub {
-		shown = key // docker names its index, and the host of any other
+	shown, keys := auth.Hub, []string{auth.Hub} // docker names its index, and the host of any other
+	if host != "docker.io" {
+		shown, keys = host, []string{host, "http://" + host, "https://" + host}
 	}
 	fmt.Fprintln(a.Out, "Removing login credentials for", shown)
-	if _, ok := known[key]; !ok {
-		return nil
+	var errs []error
+	for _, key := range keys {
+		if err := file.GetCredentialsStore(key).Erase(key); err != nil {
+			errs = append(errs, err)
+		}
 	}
-	if err := file.GetCredentialsStore(key).Erase(key); err != nil {
-		return fmt.Errorf("could not erase credentials: %w", err)
+	if len(errs) == len(keys) {
+		return fmt.Errorf("could not erase credentials: %w", errs[0])
 	}
 	return nil
 }

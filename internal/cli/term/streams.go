@@ -45,12 +45,6 @@ func (i *In) IsTerminal() bool { return i.tty }
 // File is the file behind the stream, or nil.
 func (i *In) File() *os.File { return i.file }
 
-// ReadPassword reads a line from the terminal without showing it.
-func ReadPassword(i *In) (string, error) {
-	b, err := term.ReadPassword(int(i.file.Fd()))
-	return string(b), err
-}
-
 // Out is an output that may be a terminal.
 type Out struct {
 	io.Writer
