@@ -121,16 +121,16 @@ func (e *Engine) load(ctx context.Context, img *pulled, r ref.Ref, p oci.Platfor
 	if img.manifest, body, err = content.Manifest(ctx, e.opt.Store, img.top, p); err != nil {
 		return err
 	}
-	var m oci.Manifest
-	if err = json.Unmarshal(body, &m); err != nil {
-		return fmt.Errorf("%s: manifest: %v: %w", r.Familiar(), err, oci.ErrInvalid)
+	m, err := oci.ParseManifest(img.manifest, body)
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.Familiar(), err)
 	}
 	if img.config, err = content.ReadAll(ctx, e.opt.Store, m.Config); err != nil {
 		return err
 	}
-	var config oci.Image
-	if err = json.Unmarshal(img.config, &config); err != nil {
-		return fmt.Errorf("%s: config: %v: %w", r.Familiar(), err, oci.ErrInvalid)
+	config, err := oci.ParseConfig(m.Config, img.config)
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.Familiar(), err)
 	}
 	img.layers, err = imageLayers(m, config)
 	if err != nil {
@@ -140,7 +140,7 @@ func (e *Engine) load(ctx context.Context, img *pulled, r ref.Ref, p oci.Platfor
 }
 
 // imageLayers pairs a manifest's layers with their diffIDs and history.
-func imageLayers(m oci.Manifest, config oci.Image) ([]Layer, error) {
+func imageLayers(m *oci.Manifest, config *oci.Image) ([]Layer, error) {
 	if len(m.Layers) != len(config.RootFS.DiffIDs) {
 		return nil, fmt.Errorf("manifest has %d layers and config %d: %w", len(m.Layers), len(config.RootFS.DiffIDs), oci.ErrInvalid)
 	}

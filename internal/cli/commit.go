@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/container"
+	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
@@ -76,11 +77,11 @@ func (a *App) commit(ctx context.Context, args []string, o *commitOptions) error
 	if err != nil {
 		return daemon(err)
 	}
-	conf, err := imageConfig(ctx, s, img)
+	m, err := content.ReadManifest(ctx, s, img.Manifest)
 	if err != nil {
 		return daemon(err)
 	}
-	m, err := manifestOf(ctx, s, img.Manifest)
+	conf, err := content.ReadConfig(ctx, s, m.Config)
 	if err != nil {
 		return daemon(err)
 	}

@@ -175,7 +175,7 @@ func inspectContainer(ctx context.Context, s *store.Store, name string, size boo
 	conf := &oci.Image{}
 	img, err := s.Find(ctx, string(c.ImageID))
 	if err == nil {
-		if found, err := imageConfig(ctx, s, img); err == nil {
+		if found, err := imageConfig(ctx, s, img.Manifest); err == nil {
 			conf = found
 		}
 	} else if !isNotFound(err) && !errors.Is(err, oci.ErrCorrupt) {

@@ -66,7 +66,7 @@ func (a *App) history(ctx context.Context, name string, o *historyOptions) error
 			return daemon(err)
 		}
 	}
-	conf, err := imageConfig(ctx, s, img)
+	conf, err := imageConfig(ctx, s, img.Manifest)
 	if err != nil {
 		return daemon(err)
 	}

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -106,12 +105,8 @@ func treeRows(ctx context.Context, s *store.Store, img *store.Image, used map[oc
 
 // packedSize is the length of a manifest's blobs, and its image's ID.
 func packedSize(ctx context.Context, s *store.Store, d oci.Descriptor) (int64, oci.Digest, error) {
-	body, err := content.ReadAll(ctx, s, d)
+	m, err := content.ReadManifest(ctx, s, d)
 	if err != nil {
-		return 0, "", err
-	}
-	var m oci.Manifest
-	if err := json.Unmarshal(body, &m); err != nil {
 		return 0, "", err
 	}
 	size := d.Size + m.Config.Size

@@ -143,36 +143,20 @@ func (a *App) imagetoolsInspect(ctx context.Context, name, format string, raw bo
 // images is the config of m, or those of an index's images by platform.
 func images(ctx context.Context, m *remoteManifest) (any, error) {
 	if m.manifests == nil {
-		return configOf(ctx, m.repo, m.d)
+		return imageConfig(ctx, m.repo, m.d)
 	}
 	all := map[string]*oci.Image{}
 	for _, d := range m.manifests {
 		if d.Platform == nil || d.Platform.OS == "unknown" || !oci.IsManifest(d.MediaType) {
 			continue
 		}
-		conf, err := configOf(ctx, m.repo, d)
+		conf, err := imageConfig(ctx, m.repo, d)
 		if err != nil {
 			return nil, err
 		}
 		all[platforms.Format(platforms.Normalize(*d.Platform))] = conf
 	}
 	return all, nil
-}
-
-func configOf(ctx context.Context, src content.Source, d oci.Descriptor) (*oci.Image, error) {
-	body, err := content.ReadAll(ctx, src, d)
-	if err != nil {
-		return nil, err
-	}
-	var m oci.Manifest
-	if err := json.Unmarshal(body, &m); err != nil {
-		return nil, err
-	}
-	if body, err = content.ReadAll(ctx, src, m.Config); err != nil {
-		return nil, err
-	}
-	conf := new(oci.Image)
-	return conf, json.Unmarshal(body, conf)
 }
 
 func (a *App) printRemote(m *remoteManifest) error {
@@ -382,7 +366,7 @@ func combine(ctx context.Context, sources []*remoteManifest, annotations map[str
 	for _, m := range sources {
 		if m.manifests == nil {
 			d := m.d
-			if conf, err := configOf(ctx, m.repo, d); err != nil {
+			if conf, err := imageConfig(ctx, m.repo, d); err != nil {
 				return d, nil, err
 			} else if conf.OS != "" {
 				p := platforms.Normalize(conf.Platform)

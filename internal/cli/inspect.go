@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -187,22 +186,29 @@ func ofPlatform(ctx context.Context, s *store.Store, img *store.Image, name, pla
 	if err != nil {
 		return nil, err
 	}
-	d, body, err := content.Manifest(ctx, s, img.Target, p)
-	if err == nil {
-		var m oci.Manifest
-		if err = json.Unmarshal(body, &m); err == nil {
-			other := *img
-			other.ID, other.Manifest = m.Config.Digest, d
-			var conf *oci.Image
-			if conf, err = imageConfig(ctx, s, &other); err == nil && platforms.OnlyStrict(p).Match(conf.Platform) {
-				return &other, nil
-			}
-		}
-	}
-	if err != nil && !isNotFound(err) {
+	other := *img
+	conf, err := readPlatform(ctx, s, &other, p)
+	switch {
+	case err == nil && platforms.OnlyStrict(p).Match(conf.Platform):
+		return &other, nil
+	case err != nil && !isNotFound(err):
 		return nil, err
 	}
 	return nil, &noPlatform{name: name, wanted: platforms.Format(p), present: presentPlatforms(ctx, s, img)}
+}
+
+// readPlatform makes img that of its index for p, and reads its config.
+func readPlatform(ctx context.Context, s *store.Store, img *store.Image, p oci.Platform) (*oci.Image, error) {
+	d, body, err := content.Manifest(ctx, s, img.Target, p)
+	if err != nil {
+		return nil, err
+	}
+	m, err := oci.ParseManifest(d, body)
+	if err != nil {
+		return nil, err
+	}
+	img.ID, img.Manifest = m.Config.Digest, d
+	return content.ReadConfig(ctx, s, m.Config)
 }
 
 // noPlatform is an image without the platform asked for, in docker's words; who
@@ -272,28 +278,17 @@ func parsePlatform(s string) (oci.Platform, error) {
 	return platforms.Normalize(p), nil
 }
 
-// imageConfig reads an image's config.
-func imageConfig(ctx context.Context, s *store.Store, img *store.Image) (*oci.Image, error) {
-	body, err := content.ReadAll(ctx, s, img.Manifest)
+// imageConfig reads the config of the image whose manifest is d.
+func imageConfig(ctx context.Context, src content.Source, d oci.Descriptor) (*oci.Image, error) {
+	m, err := content.ReadManifest(ctx, src, d)
 	if err != nil {
 		return nil, err
 	}
-	var m oci.Manifest
-	if err := json.Unmarshal(body, &m); err != nil {
-		return nil, fmt.Errorf("manifest %s: %v: %w", img.Manifest.Digest, err, oci.ErrInvalid)
-	}
-	if body, err = content.ReadAll(ctx, s, m.Config); err != nil {
-		return nil, err
-	}
-	var conf oci.Image
-	if err := json.Unmarshal(body, &conf); err != nil {
-		return nil, fmt.Errorf("config %s: %v: %w", m.Config.Digest, err, oci.ErrInvalid)
-	}
-	return &conf, nil
+	return content.ReadConfig(ctx, src, m.Config)
 }
 
 func inspectImage(ctx context.Context, s *store.Store, img *store.Image) (*imageObject, error) {
-	conf, err := imageConfig(ctx, s, img)
+	conf, err := imageConfig(ctx, s, img.Manifest)
 	if err != nil {
 		return nil, err
 	}

@@ -77,7 +77,8 @@ func entryOf(ctx context.Context, repo *remote.Repository, r ref.Ref, d oci.Desc
 	if err != nil || oci.IsIndex(d.MediaType) {
 		return e, err
 	}
-	if _, err := oci.Children(d.MediaType, body); err != nil {
+	m, err := oci.ParseManifest(d, body)
+	if err != nil {
 		return e, err
 	}
 	if d.MediaType == oci.MediaTypeDockerMani {
@@ -86,18 +87,12 @@ func entryOf(ctx context.Context, repo *remote.Repository, r ref.Ref, d oci.Desc
 		e.OCIManifest = body
 	}
 	if d.Platform == nil {
-		var m oci.Manifest
-		if err := json.Unmarshal(body, &m); err != nil {
+		image, err := content.ReadConfig(ctx, repo, m.Config)
+		if err != nil && !errors.Is(err, oci.ErrInvalid) { // an artifact's config is whatever it likes
 			return e, err
 		}
-		conf, err := content.ReadAll(ctx, repo, m.Config)
-		if err != nil {
-			return e, err
-		}
-		var image oci.Image
-		if json.Unmarshal(conf, &image) == nil && image.OS != "" {
-			p := image.Platform
-			e.Descriptor.Platform = &p
+		if err == nil && image.OS != "" {
+			e.Descriptor.Platform = &image.Platform
 		}
 	}
 	return e, nil

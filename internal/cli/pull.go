@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -158,20 +157,16 @@ func checkPlatform(ctx context.Context, repo *remote.Repository, r ref.Ref, want
 	if err != nil || !oci.IsManifest(d.MediaType) {
 		return nil // Copy meets the same error, and says which end failed
 	}
-	body, err := content.ReadAll(ctx, repo, d)
+	m, err := content.ReadManifest(ctx, repo, d)
 	if err != nil {
 		return err
 	}
-	var m oci.Manifest
-	if err := json.Unmarshal(body, &m); err != nil {
-		return fmt.Errorf("manifest %s: %v: %w", d.Digest, err, oci.ErrInvalid)
-	}
-	if body, err = content.ReadAll(ctx, repo, m.Config); err != nil {
-		return err
-	}
-	var conf oci.Image
-	if json.Unmarshal(body, &conf) != nil || conf.OS == "" {
+	conf, err := content.ReadConfig(ctx, repo, m.Config)
+	if errors.Is(err, oci.ErrInvalid) || err == nil && conf.OS == "" {
 		return nil // an artifact, which has no platform
+	}
+	if err != nil {
+		return err
 	}
 	if platforms.Only(*want).Match(conf.Platform) {
 		return nil

@@ -74,7 +74,7 @@ func (a *App) runContainer(ctx context.Context, f *runFlags, image string, args 
 	if opt.Image, err = a.runImage(ctx, s, f, image); err != nil {
 		return err
 	}
-	if opt.Config, err = imageConfig(ctx, s, opt.Image); err != nil {
+	if opt.Config, err = imageConfig(ctx, s, opt.Image.Manifest); err != nil {
 		return refused(err)
 	}
 	opt.ImageName, opt.Args = image, args

@@ -3,7 +3,6 @@ package cli
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -175,13 +174,9 @@ func writeFile(path string, perm os.FileMode, write func(io.Writer) error) error
 // manifestOf reads the manifest of d, or of an index's image for this machine
 // or, where it has none, of any.
 func manifestOf(ctx context.Context, s *store.Store, d oci.Descriptor) (*oci.Manifest, error) {
-	_, body, err := content.Manifest(ctx, s, d, content.Host())
+	d, body, err := content.Manifest(ctx, s, d, content.Host())
 	if err != nil {
 		return nil, err
 	}
-	var m oci.Manifest
-	if err := json.Unmarshal(body, &m); err != nil {
-		return nil, fmt.Errorf("manifest %s: %v: %w", d.Digest, err, oci.ErrInvalid)
-	}
-	return &m, nil
+	return oci.ParseManifest(d, body)
 }

@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"path"
@@ -266,28 +265,21 @@ func describeTag(ctx context.Context, src content.Source, d oci.Descriptor, row 
 	if !oci.IsManifest(d.MediaType) {
 		return nil
 	}
-	body, err := content.ReadAll(ctx, src, d)
+	m, err := content.ReadManifest(ctx, src, d)
 	if err != nil {
 		return err
-	}
-	if _, err := oci.Children(d.MediaType, body); err != nil {
-		return err
-	}
-	var m oci.Manifest
-	if err := json.Unmarshal(body, &m); err != nil {
-		return fmt.Errorf("manifest %s: %v: %w", d.Digest, err, oci.ErrInvalid)
 	}
 	size := int64(0)
 	for _, l := range m.Layers {
 		size += l.Size
 	}
 	row.Size = units.HumanSizeWithPrecision(float64(size), 3)
-	if body, err = content.ReadAll(ctx, src, m.Config); err != nil {
-		return err
-	}
-	var conf oci.Image
-	if json.Unmarshal(body, &conf) != nil || conf.OS == "" {
+	conf, err := content.ReadConfig(ctx, src, m.Config)
+	if errors.Is(err, oci.ErrInvalid) || err == nil && conf.OS == "" {
 		return nil // an artifact
+	}
+	if err != nil {
+		return err
 	}
 	if names == nil {
 		row.Platforms = platforms.Format(platforms.Normalize(conf.Platform))

@@ -70,3 +70,21 @@ func ReadAll(ctx context.Context, src Source, d oci.Descriptor) ([]byte, error) 
 	defer r.Close()
 	return oci.ReadAll(r, d)
 }
+
+// ReadManifest reads the manifest d of one image from src and parses it.
+func ReadManifest(ctx context.Context, src Source, d oci.Descriptor) (*oci.Manifest, error) {
+	body, err := ReadAll(ctx, src, d)
+	if err != nil {
+		return nil, err
+	}
+	return oci.ParseManifest(d, body)
+}
+
+// ReadConfig reads the config d of an image from src and parses it.
+func ReadConfig(ctx context.Context, src Source, d oci.Descriptor) (*oci.Image, error) {
+	body, err := ReadAll(ctx, src, d)
+	if err != nil {
+		return nil, err
+	}
+	return oci.ParseConfig(d, body)
+}

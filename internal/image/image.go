@@ -10,7 +10,6 @@ package image
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -101,24 +100,19 @@ func Fetch(ctx context.Context, s *store.Store, src content.Source, r ref.Ref, p
 type tocFunc func(ctx context.Context, l oci.Descriptor, diffID oci.Digest) (*layer.TOC, error)
 
 func open(ctx context.Context, s *store.Store, src content.Source, d oci.Descriptor, body []byte, toc tocFunc) (*Image, error) {
-	if !oci.IsManifest(d.MediaType) {
-		return nil, fmt.Errorf("%s has media type %q, which is no image: %w", d.Digest, d.MediaType, oci.ErrUnsupported)
-	}
-	if _, err := oci.Children(d.MediaType, body); err != nil {
-		return nil, err
-	}
-	var m oci.Manifest
-	if err := json.Unmarshal(body, &m); err != nil {
-		return nil, fmt.Errorf("manifest %s: %v: %w", d.Digest, err, oci.ErrInvalid)
-	}
-	config, err := content.ReadAll(ctx, src, m.Config)
+	m, err := oci.ParseManifest(d, body)
 	if err != nil {
 		return nil, err
 	}
-	im := &Image{Manifest: d, Layers: m.Layers, rawManifest: body, rawConfig: config, store: s}
-	if err := json.Unmarshal(config, &im.Config); err != nil {
-		return nil, fmt.Errorf("config %s: %v: %w", m.Config.Digest, err, oci.ErrInvalid)
+	raw, err := content.ReadAll(ctx, src, m.Config)
+	if err != nil {
+		return nil, err
 	}
+	config, err := oci.ParseConfig(m.Config, raw)
+	if err != nil {
+		return nil, err
+	}
+	im := &Image{Manifest: d, Config: *config, Layers: m.Layers, rawManifest: body, rawConfig: raw, store: s}
 	diffIDs := im.Config.RootFS.DiffIDs
 	if len(diffIDs) != len(m.Layers) {
 		return nil, fmt.Errorf("manifest %s has %d layers, its config %d: no image: %w", d.Digest, len(m.Layers), len(diffIDs), oci.ErrInvalid)

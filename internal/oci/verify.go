@@ -115,3 +115,28 @@ func Children(mediaType string, body []byte) ([]Descriptor, error) {
 	}
 	return all, nil
 }
+
+// ParseManifest parses body, the manifest d of one image, and checks it as
+// Children does.
+func ParseManifest(d Descriptor, body []byte) (*Manifest, error) {
+	if !IsManifest(d.MediaType) {
+		return nil, fmt.Errorf("%s has media type %q, which is no image: %w", d.Digest, d.MediaType, ErrUnsupported)
+	}
+	if _, err := Children(d.MediaType, body); err != nil {
+		return nil, err
+	}
+	m := new(Manifest)
+	if err := json.Unmarshal(body, m); err != nil {
+		return nil, fmt.Errorf("manifest %s: %v: %w", d.Digest, err, ErrInvalid)
+	}
+	return m, nil
+}
+
+// ParseConfig parses body, the config d of an image.
+func ParseConfig(d Descriptor, body []byte) (*Image, error) {
+	conf := new(Image)
+	if err := json.Unmarshal(body, conf); err != nil {
+		return nil, fmt.Errorf("config %s: %v: %w", d.Digest, err, ErrInvalid)
+	}
+	return conf, nil
+}

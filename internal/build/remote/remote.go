@@ -224,13 +224,13 @@ func (o *Options) take(ctx context.Context, sink *sink, out *Result) error {
 		return err
 	}
 	if out.ID == "" {
-		_, body, err := content.Manifest(ctx, o.Store, out.Target, content.Host())
+		d, body, err := content.Manifest(ctx, o.Store, out.Target, content.Host())
 		if err != nil {
 			return err
 		}
-		var m oci.Manifest
-		if err := json.Unmarshal(body, &m); err != nil {
-			return fmt.Errorf("manifest %s: %v: %w", out.Target.Digest, err, oci.ErrInvalid)
+		m, err := oci.ParseManifest(d, body)
+		if err != nil {
+			return err
 		}
 		out.ID = m.Config.Digest
 	}
