@@ -52,6 +52,11 @@ type historyRow struct {
 }
 
 func (a *App) history(ctx context.Context, name string, o *historyOptions) error {
+	if o.platform != "" {
+		if _, err := clientPlatform(o.platform); err != nil {
+			return err
+		}
+	}
 	ctx, s, release, err := a.leased(ctx)
 	if err != nil {
 		return err
@@ -62,6 +67,9 @@ func (a *App) history(ctx context.Context, name string, o *historyOptions) error
 		return err
 	}
 	if o.platform != "" {
+		if named, ok := nameOf(img, name); ok {
+			name = named.Familiar()
+		}
 		if img, err = ofPlatform(ctx, s, img, name, o.platform); err != nil {
 			return daemon(err)
 		}

@@ -97,7 +97,13 @@ func (a *App) images(ctx context.Context, o *imagesOptions) error {
 		return daemon(err)
 	}
 	if o.tree {
-		return a.imagesTree(ctx, s, slices.DeleteFunc(all, func(i store.Image) bool { return !keep(&i) }), o)
+		var kept []store.Image
+		for i := range all {
+			if keep(&all[i]) {
+				kept = append(kept, all[i])
+			}
+		}
+		return a.imagesTree(ctx, s, kept, o)
 	}
 	o.withTimes = format != imagesIDs && format != imagesTable && format != imagesTableDigests
 	withDigests := o.digests || strings.Contains(format, "{{.Digest}}")

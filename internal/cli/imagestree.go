@@ -7,6 +7,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/containerd/platforms"
 	"github.com/docker/go-units"
 
 	"github.com/strake-project/strake/internal/content"
@@ -14,9 +15,10 @@ import (
 	"github.com/strake-project/strake/internal/oci"
 )
 
-// treeRow is a line of `images --tree`: an image, or one of its platforms.
+// treeRow is an image of `images --tree`, or one of its platforms.
 type treeRow struct {
-	name, id string
+	names    []string // the last stands on the line of the figures
+	id       string
 	unpacked int64 // sum of the files' sizes
 	packed   int64 // what its blobs take
 	used     bool
@@ -54,22 +56,53 @@ func (a *App) imagesTree(ctx context.Context, s *store.Store, images []store.Ima
 	return a.printTree(rows)
 }
 
-// treeRows are the lines of one image: one for each of its names, the platforms
-// below the last.
+// treeRows are the trees of one image: one for each thing that its names point
+// at, which are several where two indexes have the same image.
 func treeRows(ctx context.Context, s *store.Store, img *store.Image, used map[oci.Digest]int) ([]*treeRow, error) {
-	top := &treeRow{id: shortID(img.ID, false), used: used[img.ID] > 0}
-	parts := platformImages(ctx, s, img)
-	if parts == nil {
-		size, _, err := packedSize(ctx, s, img.Manifest)
-		if err != nil && !isNotFound(err) {
+	targets := []oci.Descriptor{img.Target}
+	names := map[oci.Digest][]string{}
+	for _, n := range img.Names {
+		d, err := s.Resolve(ctx, n)
+		if isNotFound(err) {
+			continue // it was removed meanwhile
+		}
+		if err != nil {
 			return nil, err
 		}
-		top.packed, top.unpacked = size, img.Size
-	} else {
-		top.id = shortID(img.Target.Digest, false)
+		if names[d.Digest] == nil && d.Digest != img.Target.Digest {
+			targets = append(targets, d)
+		}
+		names[d.Digest] = append(names[d.Digest], n.Familiar())
+	}
+	var rows []*treeRow
+	for _, target := range targets {
+		if names[target.Digest] == nil && len(img.Names) > 0 {
+			continue // a filter left out its names
+		}
+		one := *img
+		one.Target = target
+		row, err := treeOf(ctx, s, &one, used)
+		if err != nil {
+			return nil, err
+		}
+		if row.names = names[target.Digest]; row.names == nil {
+			row.names = []string{"<untagged>"}
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+// treeOf is what img's Target shows: its platforms' images, of which it is the
+// sum.
+func treeOf(ctx context.Context, s *store.Store, img *store.Image, used map[oci.Digest]int) (*treeRow, error) {
+	top := &treeRow{id: shortID(img.ID, false)}
+	parts := []platformImage{{platforms.Format(platforms.Normalize(img.Platform)), img.Manifest, true}}
+	if oci.IsIndex(img.Target.MediaType) {
+		parts, top.id = platformImages(ctx, s, img), shortID(img.Target.Digest, false)
 	}
 	for _, p := range parts {
-		row := &treeRow{name: p.name, id: shortID(p.d.Digest, false)}
+		row := &treeRow{names: []string{p.name}, id: shortID(p.d.Digest, false)}
 		top.children = append(top.children, row)
 		if !p.there {
 			continue
@@ -84,23 +117,7 @@ func treeRows(ctx context.Context, s *store.Store, img *store.Image, used map[oc
 		}
 		top.packed, top.unpacked, top.used = top.packed+row.packed, top.unpacked+row.unpacked, top.used || row.used
 	}
-	names := make([]string, 0, len(img.Names))
-	for _, n := range img.Names {
-		names = append(names, n.Familiar())
-	}
-	if len(names) == 0 {
-		names = []string{"<untagged>"}
-	}
-	var rows []*treeRow
-	for i, name := range names {
-		row := *top
-		row.name = name
-		if i < len(names)-1 {
-			row.children = nil
-		}
-		rows = append(rows, &row)
-	}
-	return rows, nil
+	return top, nil
 }
 
 // packedSize is the length of a manifest's blobs, and its image's ID.
@@ -119,22 +136,29 @@ func packedSize(ctx context.Context, s *store.Store, d oci.Descriptor) (int64, o
 func (a *App) printTree(rows []*treeRow) error {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 1, 3, ' ', 0)
-	line := func(name string, r *treeRow) {
+	line := func(branch string, r *treeRow) {
+		last := len(r.names) - 1
+		for _, name := range r.names[:last] {
+			fmt.Fprintf(w, "%s%s\t\t\t\t\n", branch, name)
+		}
 		use := ""
 		if r.used {
 			use = "U"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%10s\t%12s\t%s\n", name, r.id, treeSize(r.packed+r.unpacked), treeSize(r.packed), use)
+		fmt.Fprintf(w, "%s%s\t%s\t%10s\t%12s\t%s\n", branch, r.names[last], r.id, treeSize(r.packed+r.unpacked), treeSize(r.packed), use)
 	}
 	fmt.Fprintf(w, "IMAGE\tID\t%10s\t%12s\tEXTRA\n", "DISK USAGE", "CONTENT SIZE")
-	for _, r := range rows {
-		line(r.name, r)
+	for i, r := range rows {
+		if i > 0 {
+			fmt.Fprint(w, "\t\t\t\t\n") // an empty line, but the columns go on
+		}
+		line("", r)
 		for i, c := range r.children {
 			branch := "├─ "
 			if i == len(r.children)-1 {
 				branch = "└─ "
 			}
-			line(branch+c.name, c)
+			line(branch, c)
 		}
 	}
 	if err := w.Flush(); err != nil {

@@ -41,14 +41,11 @@ func (a *App) loadCommand(use string) *cobra.Command {
 }
 
 func (a *App) load(ctx context.Context, o *loadOptions) error {
-	var opt content.CopyOptions
-	for _, s := range o.platforms {
-		p, err := parsePlatform(s)
-		if err != nil {
-			return err
-		}
-		opt.Platforms = append(opt.Platforms, p)
+	ps, err := clientPlatforms(o.platforms)
+	if err != nil {
+		return err
 	}
+	opt := content.CopyOptions{Platforms: ps}
 	if o.input == "" && a.In.IsTerminal() {
 		return errors.New("requested load from stdin, but stdin is empty")
 	}
@@ -73,6 +70,9 @@ func (a *App) load(ctx context.Context, o *loadOptions) error {
 		return err
 	}
 	defer src.Close()
+	if err := loadable(ctx, src, ps); err != nil {
+		return err
+	}
 	printer := term.NewTransferPrinter(a.Err, term.Load)
 	if !o.quiet && a.Err.IsTerminal() {
 		opt.Progress = printer.Event

@@ -97,6 +97,11 @@ func (a *App) push(ctx context.Context, name string, o *pushOptions) error {
 }
 
 func (a *App) pushOne(ctx context.Context, s *store.Store, repo *remote.Repository, r ref.Ref, opt content.CopyOptions, quiet bool) error {
+	if img, err := s.Find(ctx, r.String()); err == nil { // Copy says where there is none
+		if err := hasPlatforms(ctx, s, img, r.Familiar(), opt.Platforms); err != nil {
+			return err
+		}
+	}
 	printer := term.NewTransferPrinter(a.Out, term.Push)
 	if !quiet {
 		opt.Progress = printer.Event

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	xterm "golang.org/x/term"
@@ -177,9 +178,10 @@ func (a *App) runImage(ctx context.Context, s *store.Store, f *runFlags, name st
 	r = r.WithDefaultTag()
 	p := content.Host()
 	if f.platform != "" {
-		if p, err = parsePlatform(f.platform); err != nil {
-			return nil, refused(innerFailure(err))
+		if p, err = platforms.Parse(f.platform); err != nil {
+			return nil, fmt.Errorf("error parsing specified platform: %w", err)
 		}
+		p = platforms.Normalize(p)
 	}
 	printer := term.NewTransferPrinter(a.Err, term.Pull)
 	if absent && f.pull == content.PullMissing && !f.quiet {
@@ -193,6 +195,9 @@ func (a *App) runImage(ctx context.Context, s *store.Store, f *runFlags, name st
 	printer.Close()
 	if err != nil {
 		if f.pull == content.PullNever && isNotFound(err) {
+			if img, err := s.Find(ctx, r.String()); err == nil {
+				return nil, refused(&noPlatform{name: r.Familiar(), wanted: platforms.Format(p), present: presentPlatforms(ctx, s, img)})
+			}
 			err = fmt.Errorf("No such image: %s", r.Familiar())
 		}
 		return nil, refused(err)

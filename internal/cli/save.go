@@ -44,14 +44,11 @@ func (a *App) saveCommand(use string) *cobra.Command {
 }
 
 func (a *App) save(ctx context.Context, names []string, o *saveOptions) error {
-	var opt content.CopyOptions
-	for _, s := range o.platforms {
-		p, err := parsePlatform(s)
-		if err != nil {
-			return err
-		}
-		opt.Platforms = append(opt.Platforms, p)
+	ps, err := clientPlatforms(o.platforms)
+	if err != nil {
+		return err
 	}
+	opt := content.CopyOptions{Platforms: ps}
 	if o.output == "" && a.Out.IsTerminal() {
 		return errors.New("cowardly refusing to save to a terminal. Use the -o flag or redirect")
 	}
@@ -65,7 +62,7 @@ func (a *App) save(ctx context.Context, names []string, o *saveOptions) error {
 		return err
 	}
 	defer release()
-	todo, err := savings(ctx, s, names)
+	todo, err := savings(ctx, s, names, ps)
 	if err != nil {
 		return err
 	}
@@ -91,8 +88,9 @@ type saving struct {
 }
 
 // savings finds what names name: an image by its tag keeps that tag, a
-// repository without a tag is latest, an ID is saved without a name.
-func savings(ctx context.Context, s *store.Store, names []string) ([]saving, error) {
+// repository without a tag is latest, an ID is saved without a name. Each must
+// have all of ps.
+func savings(ctx context.Context, s *store.Store, names []string, ps []oci.Platform) ([]saving, error) {
 	var all []saving
 	for _, name := range names {
 		img, err := findImage(ctx, s, name)
@@ -104,6 +102,10 @@ func savings(ctx context.Context, s *store.Store, names []string) ([]saving, err
 		if named, ok := nameOf(img, name); ok {
 			im.to = named
 			im.from = named.WithDigest(img.Target.Digest)
+			name = named.Familiar()
+		}
+		if err := hasPlatforms(ctx, s, img, name, ps); err != nil {
+			return nil, daemonf("no suitable export target found: %w", err)
 		}
 		all = append(all, im)
 	}

@@ -276,7 +276,7 @@ func (c *copier) choose(ctx context.Context, d oci.Descriptor, children []oci.De
 		for _, p := range c.opt.Platforms {
 			child, err := Choose(children, p)
 			if err != nil {
-				return nil, sourceErr(fmt.Errorf("%s: %w", c.from.Familiar(), err))
+				return nil, sourceErr(err)
 			}
 			chosen = append(chosen, child)
 		}

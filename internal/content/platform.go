@@ -2,6 +2,8 @@ package content
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/platforms"
@@ -31,7 +33,7 @@ func Choose(children []oci.Descriptor, p oci.Platform) (oci.Descriptor, error) {
 		best = 0 // an index of one image that does not say its platform
 	}
 	if best < 0 {
-		return oci.Descriptor{}, fmt.Errorf("no matching manifest for %s in the manifest list entries: %w", platforms.Format(p), oci.ErrNotFound)
+		return oci.Descriptor{}, fmt.Errorf("no matching manifest for %s in the manifest list entries: no match for platform in manifest: %w", platforms.Format(p), oci.ErrNotFound)
 	}
 	return children[best], nil
 }
@@ -59,6 +61,26 @@ func Manifest(ctx context.Context, src Source, d oci.Descriptor, p oci.Platform)
 		}
 	}
 	return d, nil, fmt.Errorf("%s has media type %q, which is no image: %w", d.Digest, d.MediaType, oci.ErrUnsupported)
+}
+
+// Provides tells whether what d names in src is, or as an index has and holds,
+// an image for exactly the platform p. What says of itself no platform is
+// for none.
+func Provides(ctx context.Context, src Source, d oci.Descriptor, p oci.Platform) (bool, error) {
+	_, body, err := Manifest(ctx, src, d, p)
+	var conf oci.Image
+	if err == nil {
+		var m oci.Manifest
+		if err = json.Unmarshal(body, &m); err == nil {
+			if body, err = ReadAll(ctx, src, m.Config); err == nil {
+				_ = json.Unmarshal(body, &conf) // an artifact's config may be anything
+			}
+		}
+	}
+	if errors.Is(err, oci.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && platforms.OnlyStrict(p).Match(conf.Platform), err
 }
 
 // ReadAll reads and verifies a manifest, index or config from src.
