@@ -108,7 +108,8 @@ const progress = 1 << 10
 
 // connect asks for the bytes from at on.
 func (b *blobReader) connect() error {
-	rq := &request{method: http.MethodGet, path: b.r.path("blobs", string(b.d.Digest)), scopes: b.r.pullScope()}
+	// What has begun is tried again by the reader, which counts.
+	rq := &request{method: http.MethodGet, path: b.r.path("blobs", string(b.d.Digest)), scopes: b.r.pullScope(), once: b.broken > 0}
 	whole := b.at == 0 && b.end == b.d.Size
 	if !whole {
 		rq.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", b.at, b.end-1)}}
@@ -218,10 +219,6 @@ func (b *blobReader) again(err error) error {
 	if b.ctx.Err() != nil {
 		return context.Cause(b.ctx)
 	}
-	var network *networkError
-	if !errors.As(err, &network) {
-		return err
-	}
 	if b.at-b.mark >= progress {
 		b.broken = 0
 	}
@@ -229,9 +226,13 @@ func (b *blobReader) again(err error) error {
 	b.broken++
 	wait, ok := b.r.h.again(err, b.broken)
 	if !ok {
+		var network *networkError
+		if !errors.As(err, &network) {
+			return err
+		}
 		return fmt.Errorf("blob %s broke off after %d of %d bytes: %w", b.d.Digest, b.at, b.d.Size, err)
 	}
-	b.r.h.c.opt.Log.DebugContext(b.ctx, "going on with a broken download", "digest", b.d.Digest, "offset", b.at, "after", network.err)
+	b.r.h.c.opt.Log.DebugContext(b.ctx, "going on with a broken download", "digest", b.d.Digest, "offset", b.at, "after", err)
 	return sleep(b.ctx, wait)
 }
 

@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"sync"
 	"syscall"
 	"time"
 
@@ -31,9 +30,9 @@ type request struct {
 	size int64
 	// once leaves it to the caller to go on after a failure.
 	once bool
-	// patient waits for an answer's header without end: the registry may have
-	// to hash or move gigabytes first.
-	patient bool
+	// busy is a blob's size that the registry may have to hash or move before
+	// it answers.
+	busy int64
 	// ping tries plain http after any failure of https, and reports its
 	// failure, as docker does at login.
 	ping bool
@@ -175,7 +174,13 @@ func (h *host) location(resp *http.Response) (*url.URL, error) {
 
 // roundTrip is one HTTP request.
 func (h *host) roundTrip(ctx context.Context, rq *request, method string, u *url.URL, authorization string, left bool) (*http.Response, error) {
-	w := newWatch(ctx, h.c.opt.Timing.Stall, rq.patient || rq.body != nil)
+	t := h.c.opt.Timing
+	w := newWatch(ctx, t.Stall)
+	answer := t.Stall
+	if rq.body != nil {
+		answer = t.answer(rq.busy)
+		w.within(answer)
+	}
 	copied := *u
 	req := (&http.Request{
 		Method: method, URL: &copied, Header: rq.header.Clone(),
@@ -194,7 +199,7 @@ func (h *host) roundTrip(ctx context.Context, rq *request, method string, u *url
 			w.stop()
 			return nil, err
 		}
-		req.Body, req.ContentLength = body, rq.size
+		req.Body, req.ContentLength = &watchedUpload{ReadCloser: body, w: w, left: rq.size, answer: answer}, rq.size
 		if rq.size == 0 {
 			body.Close()
 			req.Body = http.NoBody
@@ -220,6 +225,7 @@ func (h *host) roundTrip(ctx context.Context, rq *request, method string, u *url
 		return nil, &networkError{method: method, url: redact(&copied), err: err}
 	}
 	h.c.opt.Log.DebugContext(ctx, "request", "method", method, "url", redact(&copied), "status", resp.StatusCode)
+	w.answered.Store(true)
 	w.pause()
 	resp.Request = req
 	resp.Body = &watchedBody{rc: resp.Body, w: w}
@@ -299,68 +305,6 @@ func retryAfter(s string, now time.Time) time.Duration {
 		return max(at.Sub(now), 0)
 	}
 	return -1
-}
-
-var errStalled = errors.New("the server sends nothing")
-
-// watch ends a request whose server falls silent.
-type watch struct {
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	after  time.Duration
-	timer  *time.Timer
-}
-
-func newWatch(ctx context.Context, after time.Duration, patient bool) *watch {
-	w := &watch{after: after}
-	w.ctx, w.cancel = context.WithCancelCause(ctx)
-	w.timer = time.AfterFunc(after, func() { w.cancel(errStalled) })
-	if patient {
-		w.timer.Stop()
-	}
-	return w
-}
-
-// alive says that something came.
-func (w *watch) alive() { w.timer.Reset(w.after) }
-
-// pause stops the clock while the caller is busy.
-func (w *watch) pause() { w.timer.Stop() }
-
-func (w *watch) stop() {
-	w.timer.Stop()
-	w.cancel(nil)
-}
-
-func (w *watch) cause(err error) error {
-	if context.Cause(w.ctx) == errStalled {
-		return errStalled
-	}
-	return err
-}
-
-// watchedBody is an answer's body under watch: the clock runs only while a
-// Read waits, so a slow reader is not taken for a silent server.
-type watchedBody struct {
-	rc   io.ReadCloser
-	w    *watch
-	once sync.Once
-}
-
-func (b *watchedBody) Read(p []byte) (int, error) {
-	b.w.alive()
-	n, err := b.rc.Read(p)
-	b.w.pause()
-	if err != nil && err != io.EOF {
-		err = b.w.cause(err)
-	}
-	return n, err
-}
-
-func (b *watchedBody) Close() error {
-	err := b.rc.Close()
-	b.once.Do(b.w.stop)
-	return err
 }
 
 // drain reads the rest of a small body, so that its connection is used again.

@@ -261,23 +261,35 @@ func (h *host) sendToken(req *http.Request) (*http.Response, error) {
 		rt = own
 	}
 	req.Header.Set("User-Agent", h.c.opt.UserAgent)
-	ctx, cancel := context.WithTimeout(req.Context(), h.c.opt.Timing.Stall)
+	ctx, cancel := context.WithTimeoutCause(req.Context(), h.c.opt.Timing.Stall, errStalled)
 	resp, err := rt.RoundTrip(req.WithContext(ctx))
 	if err != nil {
+		if context.Cause(ctx) == errStalled {
+			err = errStalled
+		}
 		cancel()
 		return nil, &networkError{method: req.Method, url: redact(req.URL), err: err}
 	}
 	h.c.opt.Log.DebugContext(req.Context(), "token request", "method", req.Method, "url", redact(req.URL), "status", resp.StatusCode)
-	resp.Body = &cancelBody{resp.Body, cancel}
+	resp.Body = &cancelBody{resp.Body, ctx, cancel}
 	return resp, nil
 }
 
 type cancelBody struct {
 	io.ReadCloser
+	ctx    context.Context
 	cancel context.CancelFunc
 }
 
 func (b *cancelBody) Close() error {
 	defer b.cancel()
 	return b.ReadCloser.Close()
+}
+
+func (b *cancelBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && context.Cause(b.ctx) == errStalled {
+		err = errStalled
+	}
+	return n, err
 }

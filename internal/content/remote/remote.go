@@ -69,8 +69,8 @@ type Timing struct {
 	// MaxWait bounds what a Retry-After is obeyed for; a longer one fails the
 	// request at once. 0 is one minute.
 	MaxWait time.Duration
-	// Stall is how long a server may send nothing before the connection is
-	// given up for broken; 0 is one minute.
+	// Stall is how long a server may send nothing, and take nothing of what it
+	// is sent, before the connection is given up for broken; 0 is one minute.
 	Stall time.Duration
 }
 
@@ -88,6 +88,13 @@ func (t Timing) withDefaults() Timing {
 		t.Stall = time.Minute
 	}
 	return t
+}
+
+// answer is how long a registry may be silent that was sent the last byte of a
+// blob of that size: some of it may still be on the way, and it may hash all of
+// it again, or move it to a storage service.
+func (t Timing) answer(size int64) time.Duration {
+	return 2*t.Stall + t.Stall*time.Duration(size/(64<<20))
 }
 
 // Client speaks to any number of registries; it keeps their connections and

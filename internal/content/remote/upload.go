@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -91,6 +92,8 @@ func (r *Repository) Mount(ctx context.Context, d oci.Descriptor, from ref.Ref) 
 // abandon tells the registry that an upload will not go on; it would find out
 // by itself.
 func (r *Repository) abandon(ctx context.Context, loc *url.URL) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // it may be because it is silent
+	defer cancel()
 	resp, err := r.h.do(ctx, &request{method: http.MethodDelete, url: loc, scopes: r.pushScope(), once: true}, http.StatusNoContent, http.StatusOK, http.StatusAccepted)
 	if err == nil {
 		drain(resp.Body)
@@ -224,7 +227,7 @@ func (u *upload) begin(ctx context.Context) error {
 	if u.loc != nil {
 		return nil
 	}
-	resp, err := u.r.h.do(ctx, &request{method: http.MethodPost, path: u.r.path("blobs", "uploads", ""), scopes: u.r.pushScope()}, http.StatusAccepted)
+	resp, err := u.r.h.do(ctx, &request{method: http.MethodPost, path: u.r.path("blobs", "uploads", ""), scopes: u.r.pushScope(), once: true}, http.StatusAccepted)
 	if err != nil {
 		return err
 	}
@@ -278,7 +281,7 @@ func (u *upload) send(ctx context.Context, method string, loc *url.URL, n int64,
 	resp, err := u.r.h.do(ctx, &request{
 		method: method, url: loc, header: header, scopes: u.r.pushScope(),
 		body: func() (io.ReadCloser, error) { return u.src.part(u.d, u.at, n) },
-		size: n, once: true, patient: true,
+		size: n, once: true, busy: u.d.Size,
 	}, ok...)
 	if err != nil {
 		return nil, err
@@ -290,7 +293,7 @@ func (u *upload) send(ctx context.Context, method string, loc *url.URL, n int64,
 // ask finds out how much the registry has. Where it can't be found out the
 // upload starts again.
 func (u *upload) ask(ctx context.Context) {
-	resp, err := u.r.h.do(ctx, &request{method: http.MethodGet, url: u.loc, scopes: u.r.pushScope()}, http.StatusNoContent, http.StatusOK, http.StatusAccepted)
+	resp, err := u.r.h.do(ctx, &request{method: http.MethodGet, url: u.loc, scopes: u.r.pushScope(), once: true}, http.StatusNoContent, http.StatusOK, http.StatusAccepted)
 	if err != nil {
 		u.loc = nil
 		return
