@@ -99,6 +99,14 @@ type Engine struct {
 	open []io.Closer // what snapshots read from until Close
 	// present are the layers that the store was found to have.
 	present map[oci.Digest]bool
+	// foreseen are results of the cache, by their keys (see Foresee).
+	foreseen map[oci.Digest]foreseen
+	last     struct { // see lastTrace
+		once  sync.Once
+		trace *trace
+		raw   []byte
+		err   error
+	}
 	// traced are the steps of which the key is known.
 	traced []*tracedStep
 

@@ -1,7 +1,6 @@
 package build
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -242,16 +241,9 @@ type output struct {
 
 // lookup returns the step's outputs if the cache has them, whole; else nil.
 func (s *step) lookup(ctx context.Context, k key) ([]*Snapshot, error) {
-	r, err := s.opt.Store.GetRecord(ctx, bucketSteps, string(k.digest))
-	if errors.Is(err, oci.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
+	res, err := s.result(ctx, k.digest)
+	if err != nil || res == nil {
 		return nil, err
-	}
-	var res result
-	if err := json.NewDecoder(bytes.NewReader(r.Value)).Decode(&res); err != nil {
-		return nil, nil // written by something else: make it again
 	}
 	out := make([]*Snapshot, len(res.Outputs))
 	for i, o := range res.Outputs {
@@ -265,6 +257,35 @@ func (s *step) lookup(ctx context.Context, k key) ([]*Snapshot, error) {
 	return out, nil
 }
 
+// result is what the cache has under a key, and the build's lease now holds;
+// nil if that is nothing.
+func (e *Engine) result(ctx context.Context, key oci.Digest) (*result, error) {
+	e.mu.Lock()
+	f, ok := e.foreseen[key]
+	e.mu.Unlock()
+	if ok {
+		return f.result, e.opt.Store.Hold(ctx, f.holds...)
+	}
+	r, err := e.opt.Store.GetRecord(ctx, bucketSteps, string(key))
+	if errors.Is(err, oci.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return resultOf(r), nil
+}
+
+// resultOf reads a record of the cache; nil where something else wrote it, and
+// the step is to be made again.
+func resultOf(r *store.Record) *result {
+	res := &result{}
+	if json.Unmarshal(r.Value, res) != nil {
+		return nil
+	}
+	return res
+}
+
 // has tells whether the store has d. Under the build's lease what is there
 // stays, and every step's record names all layers below it again: asking once
 // for each layer halves the time of a rebuild with nothing changed.
@@ -273,7 +294,7 @@ func (e *Engine) has(ctx context.Context, d oci.Descriptor) (bool, error) {
 	known := e.present[d.Digest]
 	e.mu.Unlock()
 	if known {
-		return true, nil
+		return true, e.opt.Store.Hold(ctx, d.Digest) // it may be there by Foresee only
 	}
 	ok, err := e.opt.Store.Has(ctx, d)
 	if ok {

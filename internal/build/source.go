@@ -94,15 +94,24 @@ type pulled struct {
 
 // pull makes an image local, once for each name and platform.
 func (e *Engine) pull(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (*pulled, error) {
-	id := fmt.Sprint(r, " ", platforms.Format(p), " ", always)
+	id := func(r ref.Ref, always bool) string { return fmt.Sprint(r, " ", platforms.Format(p), " ", always) }
 	e.mu.Lock()
-	img := e.pulled[id]
+	img := e.pulled[id(r, always)]
 	if img == nil {
 		img = &pulled{ref: r, platform: p}
-		e.pulled[id] = img
+		e.pulled[id(r, always)] = img
 	}
 	e.mu.Unlock()
-	img.once.Do(func() { img.err = e.fetch(ctx, img, r, p, always) })
+	img.once.Do(func() {
+		img.err = e.fetch(ctx, img, r, p, always)
+		if img.err == nil && r.Digest == "" { // the frontend pins what it resolved
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			pinned := r
+			pinned.Digest = img.top.Digest
+			e.pulled[id(pinned, false)] = img
+		}
+	})
 	return img, img.err
 }
 

@@ -184,8 +184,14 @@ func stage(name string) string {
 	return ""
 }
 
-// lastTrace reads the trace of the last build, nil if there is none.
+// lastTrace is the trace of the last build before this one began, as it was
+// parsed and as it stands in the store; nil if there is none.
 func (e *Engine) lastTrace(ctx context.Context) (*trace, []byte, error) {
+	e.last.once.Do(func() { e.last.trace, e.last.raw, e.last.err = e.readTrace(ctx) })
+	return e.last.trace, e.last.raw, e.last.err
+}
+
+func (e *Engine) readTrace(ctx context.Context) (*trace, []byte, error) {
 	r, err := e.opt.Store.GetRecord(ctx, bucketTraces, e.opt.Trace)
 	if errors.Is(err, oci.ErrNotFound) {
 		return nil, nil, nil

@@ -43,6 +43,11 @@ type Result struct {
 // ("filename", "target", "build-arg:NAME", "platform", …) over engine, and
 // solves its results.
 func Build(ctx context.Context, engine *build.Engine, opts map[string]string) (*Result, error) {
+	release, err := engine.Foresee(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	c := newGateway(engine, maps.Clone(opts))
 	res, err := builder.Build(ctx, c)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -178,6 +179,48 @@ func TestRecords(t *testing.T) {
 	}
 	if err := s.DeleteRecord(ctx, "x", "nosuch"); err != nil {
 		t.Error(err)
+	}
+}
+
+// Asked for together they answer as one by one: what a record holds is held,
+// and what GetRecord would renew is left for it.
+func TestManyAtOnce(t *testing.T) {
+	s := open(t, t.TempDir())
+	ctx, release := lease(t, s)
+	of := func(body string) oci.Descriptor { return oci.DescriptorOf("application/octet-stream", []byte(body)) }
+	a, b := of("a"), of("b")
+	for _, body := range []string{"a", "b"} {
+		if err := s.Put(ctx, of(body), strings.NewReader(body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range []store.Record{
+		{Bucket: "x", Key: "fresh", Value: []byte("1"), Holds: []oci.Digest{a.Digest}},
+		{Bucket: "x", Key: "old", Holds: []oci.Digest{b.Digest}, Used: epoch},
+		{Bucket: "y", Key: "fresh"},
+	} {
+		if err := s.PutRecord(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release()
+
+	ctx, _ = lease(t, s)
+	got, err := s.GetFresh(ctx, "x", []string{"fresh", "old", "nosuch"})
+	if r := got["fresh"]; err != nil || len(got) != 1 || r == nil || string(r.Value) != "1" || len(r.Holds) != 1 {
+		t.Fatalf("GetFresh = %+v, %v", got, err)
+	}
+	for _, k := range []string{"fresh", "old"} {
+		if err := s.DeleteRecord(t.Context(), "x", k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	collect(t, s)
+	longer := a
+	longer.Size++
+	has, err := s.HasAll(ctx, []oci.Descriptor{a, b, of("c"), longer})
+	if err != nil || !slices.Equal(has, []bool{true, false, false, false}) {
+		t.Errorf("HasAll = %v, %v: only what GetFresh found is held", has, err)
 	}
 }
 

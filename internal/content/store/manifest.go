@@ -32,7 +32,7 @@ func (s *Store) putManifest(ctx context.Context, d oci.Descriptor, r io.Reader) 
 		return s.cannotWrite(s.readOnly)
 	}
 	known := false
-	err := s.read(ctx, func(t *tx) (err error) {
+	err := s.ask(ctx, func(t *tx) (err error) {
 		known, err = t.exists("SELECT 1 FROM manifest WHERE digest = ?", d.Digest)
 		return err
 	})

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"strings"
 	"time"
@@ -76,17 +77,54 @@ func (s *Store) GetRecord(ctx context.Context, bucket, key string) (*Record, err
 	})
 }
 
+// GetFresh returns those of a bucket's records that are there and whose use
+// GetRecord would not write down, and takes what they hold into ctx's lease.
+// It is one query for all, a fifth of what one for each takes.
+func (s *Store) GetFresh(ctx context.Context, bucket string, keys []string) (map[string]*Record, error) {
+	list, err := json.Marshal(keys)
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]*Record{}
+	var holds []oci.Digest
+	err = s.leasing(ctx, func(t *tx) error {
+		err := t.each(func(scan func(...any) error) error {
+			r, err := scanRecord(bucket, scan)
+			if err != nil {
+				return err
+			}
+			if time.Since(r.Used) < touch {
+				found[r.Key] = r
+				holds = append(holds, r.Holds...)
+			}
+			return nil
+		}, selectRecord+"(SELECT value FROM json_each(?2))", bucket, string(list))
+		if err != nil {
+			return err
+		}
+		return s.hold(leaseOf(ctx), holds...) // behind the gate
+	})
+	return found, err
+}
+
+const selectRecord = `SELECT key, value, created, used, coalesce((SELECT group_concat(digest, ' ') FROM
+	(SELECT digest FROM record_hold h WHERE h.bucket = ?1 AND h.key = record.key ORDER BY digest)), '')
+	FROM record WHERE bucket = ?1 AND key IN `
+
 func (t *tx) record(bucket, key string) (*Record, error) {
-	r := &Record{Bucket: bucket, Key: key}
-	var created, used int64
-	var holds string
-	err := t.QueryRow(`SELECT value, created, used, coalesce((SELECT group_concat(digest, ' ') FROM
-		(SELECT digest FROM record_hold WHERE bucket = ?1 AND key = ?2 ORDER BY digest)), '')
-		FROM record WHERE bucket = ?1 AND key = ?2`, bucket, key).Scan(&r.Value, &created, &used, &holds)
+	r, err := scanRecord(bucket, t.QueryRow(selectRecord+"(?2)", bucket, key).Scan)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, notFound("%s %s", bucket, key)
 	}
-	if err != nil {
+	return r, err
+}
+
+// scanRecord reads a row of selectRecord.
+func scanRecord(bucket string, scan func(...any) error) (*Record, error) {
+	r := &Record{Bucket: bucket}
+	var created, used int64
+	var holds string
+	if err := scan(&r.Key, &r.Value, &created, &used, &holds); err != nil {
 		return nil, err
 	}
 	r.Created, r.Used = time.Unix(0, created), time.Unix(0, used)

@@ -200,7 +200,7 @@ func (s *Store) Reclaim(ctx context.Context, operations ...int64) (*Freed, error
 func (s *Store) relieve(ctx context.Context, all bool) error {
 	type item struct{ op, at int64 }
 	var items []item
-	err := s.read(ctx, func(t *tx) error {
+	err := s.ask(ctx, func(t *tx) error {
 		if s.rootless && !userns.Inside() {
 			if trees, err := t.exists("SELECT 1 FROM layer WHERE tree <> 0"); trees || err != nil {
 				return err

@@ -129,7 +129,7 @@ func (s *Store) read(ctx context.Context, fn func(*tx) error) error {
 }
 
 // ask runs fn without a transaction: each of its queries sees the newest
-// state. It is for the few questions that a build asks for each of its steps:
+// state. It is for the few questions that a build asks, some for each step:
 // their statements stay prepared, and BEGIN and ROLLBACK are not parsed either,
 // which were two thirds of what such a question cost.
 func (s *Store) ask(ctx context.Context, fn func(*tx) error) error {

@@ -19,7 +19,7 @@ func (s *Store) TouchManifest(ctx context.Context, d oci.Digest) error {
 		UNION SELECT m.image FROM edge e JOIN manifest m ON m.digest = e.child WHERE e.parent = ?1 AND e.kind = 2)`
 	now := time.Now()
 	old := false
-	err := s.read(ctx, func(t *tx) (err error) {
+	err := s.ask(ctx, func(t *tx) (err error) {
 		old, err = t.exists("SELECT 1 FROM image WHERE "+of+" AND used < ?2", d, now.Add(-touch).UnixNano())
 		return err
 	})
