@@ -57,7 +57,7 @@ func (a *App) imageCopy(ctx context.Context, source, dest string, o *imageCopyOp
 			return err
 		}
 		// A slash at the end means the directory, so what it links to.
-		e, err := inImage(im.Tree, name, p, o.follow || strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/."))
+		e, err := inImage(ctx, im, name, p, o.follow || strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/."))
 		if err != nil {
 			return err
 		}

@@ -101,7 +101,7 @@ func (a *App) listFiles(ctx context.Context, s *store.Store, name, p string, o *
 	if err != nil {
 		return err
 	}
-	top, err := inImage(im.Tree, name, p, true)
+	top, err := inImage(ctx, im, name, p, true)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/layer"
 	"github.com/strake-project/strake/internal/oci/ref"
-	"github.com/strake-project/strake/internal/oci/tree"
 )
 
 // lookOptions say which image a name means to the commands that look into it.
@@ -35,9 +34,10 @@ func (o *lookOptions) register(cmd *cobra.Command) {
 // lookLong is what the help of those commands says of images elsewhere.
 const lookLong = `
 
-An image that is not local is read from its registry: manifest, config and
-all layers of one platform are fetched, and no local image is made of them.
-The layers stay in the store until the next collection of garbage.`
+An image that is not local is read from its registry, and no local image is
+made of it. For a file only the layers from the top down to where it lies are
+fetched, for a directory or a comparison all layers of the platform. They stay
+in the store until the next collection of garbage.`
 
 // look finds the image that name means, local or not. Called under a lease.
 func (a *App) look(ctx context.Context, s *store.Store, name string, o *lookOptions) (*image.Image, error) {
@@ -86,18 +86,20 @@ func (a *App) looking(ctx context.Context, fn func(ctx context.Context, s *store
 	return fn(ctx, s)
 }
 
-// inImage finds the file that path means in v, as a user of the image would:
-// symlinks are followed inside it, the last one if follow is true.
-func inImage(v tree.View, name, p string, follow bool) (*layer.Entry, error) {
-	at, err := tree.Resolve(v, p, follow)
-	if err != nil {
-		return nil, daemonf("%s: %w", name, err)
-	}
-	e, err := v.Lstat(at)
-	if errors.Is(err, fs.ErrNotExist) {
+// inImage finds the file that path means in im, as a user of the image would:
+// symlinks are followed inside it, the last one if follow is true. What is in a
+// directory is there too.
+func inImage(ctx context.Context, im *image.Image, name, p string, follow bool) (*layer.Entry, error) {
+	e, err := im.Find(ctx, p, follow)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, daemonf("%s: %s: no such file or directory in the image%w", name, p, silent{oci.ErrNotFound})
+	case err != nil:
+		return nil, daemonf("%s: %w", name, err)
+	case e.Type == layer.Dir:
+		return e, daemon(im.Complete(ctx))
 	}
-	return e, daemon(err)
+	return e, nil
 }
 
 func (a *App) imageCatCommand() *cobra.Command {
@@ -129,7 +131,7 @@ unpacked: a layer is decompressed up to the file.` + lookLong,
 }
 
 func (a *App) catFile(ctx context.Context, im *image.Image, name, p string) error {
-	e, err := inImage(im.Tree, name, p, true)
+	e, err := inImage(ctx, im, name, p, true)
 	if err != nil {
 		return err
 	}

@@ -66,6 +66,11 @@ func (d *Difference) Empty() bool { return len(d.Files)+len(d.Config)+len(d.Pack
 // Diff compares a and b. Files that differ only in their time are the same,
 // unless times is true: a rebuild gives every file another.
 func Diff(ctx context.Context, a, b *Image, times bool) (*Difference, error) {
+	for _, im := range []*Image{a, b} {
+		if err := im.Complete(ctx); err != nil {
+			return nil, err
+		}
+	}
 	d := &Difference{
 		A: Side{Digest: a.Manifest.Digest, Size: a.Size()}, B: Side{Digest: b.Manifest.Digest, Size: b.Size()},
 		Files: []FileChange{}, Config: []ConfigChange{}, Packages: []PackageChange{},

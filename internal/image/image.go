@@ -14,8 +14,6 @@ import (
 	"fmt"
 	"io"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
@@ -32,11 +30,14 @@ type Image struct {
 	// Layers are the manifest's.
 	Layers []oci.Descriptor
 	// Tree is all layers as one file system, for reading a few files: see Many.
+	// After Fetch it is what Find and Complete have made known.
 	Tree *tree.Stack
 
 	rawManifest, rawConfig []byte
 	tocs                   []*layer.TOC
 	store                  *store.Store
+	toc                    tocFunc
+	unknown                int // how many layers, the lowest, have no table of contents yet
 }
 
 // Many is Tree for reading many files: a layer that is only packed is unpacked
@@ -65,9 +66,13 @@ func Load(ctx context.Context, s *store.Store, d oci.Descriptor) (*Image, error)
 	if err != nil {
 		return nil, err
 	}
-	return open(ctx, s, s, d, body, func(ctx context.Context, _ oci.Descriptor, diffID oci.Digest) (*layer.TOC, error) {
+	im, err := open(ctx, s, s, d, body, func(ctx context.Context, _ oci.Descriptor, diffID oci.Digest) (*layer.TOC, error) {
 		return s.TOC(ctx, diffID)
 	})
+	if err != nil {
+		return nil, err
+	}
+	return im, im.Complete(ctx)
 }
 
 // LoadConfig is Load for Mutate alone: the tree is not there, so that no layer
@@ -80,9 +85,10 @@ func LoadConfig(ctx context.Context, s *store.Store, d oci.Descriptor) (*Image, 
 	return open(ctx, s, s, d, body, nil)
 }
 
-// Fetch opens the image that r names in src, a registry, for platform p. Layers
-// that the store lacks are put into it, plain and without a name, under ctx's
-// lease: the next look finds them, the next collection takes them.
+// Fetch opens the image that r names in src, a registry, for platform p. Its
+// layers come with Find and Complete: those that the store lacks are put into
+// it, plain and without a name, under ctx's lease: the next look finds them,
+// the next collection takes them.
 func Fetch(ctx context.Context, s *store.Store, src content.Source, r ref.Ref, p oci.Platform) (*Image, error) {
 	top, err := src.Resolve(ctx, r)
 	if err != nil {
@@ -120,21 +126,8 @@ func open(ctx context.Context, s *store.Store, src content.Source, d oci.Descrip
 	if toc == nil {
 		return im, nil
 	}
-	im.tocs = make([]*layer.TOC, len(diffIDs))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(6)
-	for i, l := range m.Layers {
-		g.Go(func() (err error) {
-			im.tocs[i], err = toc(gctx, l, diffIDs[i])
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	im.Tree = tree.New(im.tocs, func(ctx context.Context, i int, e *layer.Entry) (io.ReadCloser, error) {
-		return s.PeekFile(ctx, diffIDs[i], e)
-	})
+	im.toc, im.tocs = toc, make([]*layer.TOC, len(diffIDs))
+	im.known(len(diffIDs))
 	return im, nil
 }
 

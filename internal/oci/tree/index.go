@@ -49,6 +49,9 @@ type index struct {
 	// misplaced: some entry lies elsewhere than its tar says, or nowhere, or
 	// takes its content from a layer below.
 	misplaced bool
+	// leans: some hard link is what it is because of what the layers below have
+	// or lack.
+	leans bool
 	// implied has the directories the layer does not state itself; some may
 	// have been stated or replaced after they were noted.
 	implied []int32

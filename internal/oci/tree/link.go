@@ -17,6 +17,7 @@ func (b *builder) link(n int32, e *layer.Entry, last bool) {
 		return
 	case t > 0 && !b.nodes[t].dir && b.nodes[t].entry.Type != layer.HardLink:
 		b.misplaced = b.misplaced || last // it comes before its target
+		b.leans = b.leans || last
 		b.share(n, t, e)
 		return
 	case t > 0:
@@ -56,7 +57,7 @@ func (b *builder) share(n, t int32, e *layer.Entry) {
 // borrow makes n a regular file of its own with what the layers below have.
 // Further links to the same are links to n.
 func (b *builder) borrow(n int32, at place, e *layer.Entry) {
-	b.misplaced = true
+	b.misplaced, b.leans = true, true
 	if t, ok := b.borrowed[at.at]; ok && t != n {
 		if from, ok := b.origin[t]; ok && from == at.origin() {
 			b.share(n, t, e)
