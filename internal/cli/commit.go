@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,12 +10,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/opencontainers/image-spec/specs-go"
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/container"
 	"github.com/strake-project/strake/internal/content"
-	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/image"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/ref"
 )
@@ -101,16 +99,16 @@ func (a *App) commit(ctx context.Context, args []string, o *commitOptions) error
 		conf.RootFS.DiffIDs = append(conf.RootFS.DiffIDs, toc.DiffID)
 		layers = append(layers, oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: toc.DiffID, Size: toc.Size})
 	}
-	id, d, err := putConfigured(ctx, s, conf, layers)
+	made, err := image.Put(ctx, s, conf, layers)
 	if err != nil {
 		return daemon(err)
 	}
 	if args[1] != "" {
-		if err := s.Tag(ctx, name, d); err != nil {
+		if err := s.Tag(ctx, name, made.Manifest); err != nil {
 			return daemon(err)
 		}
 	}
-	fmt.Fprintln(a.Out, id)
+	fmt.Fprintln(a.Out, made.ID)
 	return nil
 }
 
@@ -139,24 +137,6 @@ func committedConfig(conf *oci.Image, c *container.Container) {
 		}
 		conf.Config.Labels[k] = v
 	}
-}
-
-// putConfigured stores an image whose config names its layers already.
-func putConfigured(ctx context.Context, s *store.Store, conf *oci.Image, layers []oci.Descriptor) (oci.Digest, oci.Descriptor, error) {
-	body, err := json.Marshal(conf)
-	if err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	config := oci.DescriptorOf(oci.MediaTypeConfig, body)
-	if err := s.Put(ctx, config, strings.NewReader(string(body))); err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	m := oci.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeManifest, Config: config, Layers: layers}
-	if body, err = json.Marshal(m); err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	d := oci.DescriptorOf(oci.MediaTypeManifest, body)
-	return config.Digest, d, s.Put(ctx, d, strings.NewReader(string(body)))
 }
 
 func (a *App) exportCommand(use string) *cobra.Command {

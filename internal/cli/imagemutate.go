@@ -30,11 +30,14 @@ func (o *makeOptions) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.platform, "platform", "", "Of an image of several platforms, take this one (os[/arch[/variant]])")
 }
 
-type loadFunc func(context.Context, *store.Store, oci.Descriptor) (*image.Image, error)
+type (
+	loadFunc func(context.Context, *store.Store, oci.Descriptor) (*image.Image, error)
+	makeFunc func(ctx context.Context, s *store.Store, im *image.Image) (*image.Made, error)
+)
 
 // makeImage makes an image by fn of the local image name, which load opens,
 // tags it and prints its ID.
-func (a *App) makeImage(ctx context.Context, name string, o *makeOptions, load loadFunc, fn func(ctx context.Context, s *store.Store, im *image.Image) (oci.Digest, oci.Descriptor, error)) error {
+func (a *App) makeImage(ctx context.Context, name string, o *makeOptions, load loadFunc, fn makeFunc) error {
 	if len(o.tags) == 0 {
 		return errors.New("name the new image with -t")
 	}
@@ -60,25 +63,24 @@ func (a *App) makeImage(ctx context.Context, name string, o *makeOptions, load l
 		if err != nil {
 			return daemon(err)
 		}
-		id, d, err := fn(ctx, s, im)
+		made, err := fn(ctx, s, im)
 		if err != nil {
 			return daemon(err)
 		}
 		for _, n := range names {
-			if err := s.Tag(ctx, n, d); err != nil {
+			if err := s.Tag(ctx, n, made.Manifest); err != nil {
 				return daemon(err)
 			}
 		}
-		_, err = fmt.Fprintln(a.Out, id)
+		_, err = fmt.Fprintln(a.Out, made.ID)
 		return err
 	})
 }
 
 type mutateOptions struct {
 	makeOptions
-	edit                                image.Edit
-	labels, annotations                 []string
-	entrypoint, cmd, user, workdir, sig string
+	edit                image.Edit
+	labels, annotations []string
 }
 
 func (a *App) imageMutateCommand() *cobra.Command {
@@ -99,27 +101,27 @@ shell; "" removes them, and so it does the user, workdir and stop signal.`,
 			if err := o.finish(cmd.Flags()); err != nil {
 				return err
 			}
-			return a.makeImage(cmd.Context(), args[0], &o.makeOptions, image.LoadConfig, func(ctx context.Context, s *store.Store, im *image.Image) (oci.Digest, oci.Descriptor, error) {
+			return a.makeImage(cmd.Context(), args[0], &o.makeOptions, image.LoadConfig, func(ctx context.Context, s *store.Store, im *image.Image) (*image.Made, error) {
 				return image.Mutate(ctx, s, im, &o.edit)
 			})
 		},
 	}
 	fs, e := cmd.Flags(), &o.edit
 	fs.StringArrayVar(&o.annotations, "annotation", nil, "Set an annotation of the manifest (KEY=VALUE)")
-	fs.StringVar(&o.cmd, "cmd", "", "Set the default arguments")
-	fs.StringVar(&o.entrypoint, "entrypoint", "", "Set the command")
+	fs.String("cmd", "", "Set the default arguments")
+	fs.String("entrypoint", "", "Set the command")
 	fs.StringArrayVarP(&e.Env, "env", "e", nil, "Set an environment variable (KEY=VALUE)")
 	fs.StringArrayVarP(&o.labels, "label", "l", nil, "Set a label (KEY=VALUE)")
 	fs.StringArrayVarP(&e.Ports, "port", "p", nil, "Expose a port (PORT[-LAST][/PROTOCOL])")
-	fs.StringVar(&o.sig, "stop-signal", "", "Set the signal that stops a container")
+	fs.String("stop-signal", "", "Set the signal that stops a container")
 	fs.StringArrayVar(&e.UnsetAnnotations, "unset-annotation", nil, "Remove an annotation of the manifest")
 	fs.StringArrayVar(&e.UnsetEnv, "unset-env", nil, "Remove an environment variable")
 	fs.StringArrayVar(&e.UnsetLabels, "unset-label", nil, "Remove a label")
 	fs.StringArrayVar(&e.UnsetPorts, "unset-port", nil, "Don't expose a port any more")
 	fs.StringArrayVar(&e.UnsetVolumes, "unset-volume", nil, "Remove a volume")
-	fs.StringVarP(&o.user, "user", "u", "", "Set the user (USER[:GROUP])")
+	fs.StringP("user", "u", "", "Set the user (USER[:GROUP])")
 	fs.StringArrayVarP(&e.Volumes, "volume", "v", nil, "Declare a volume")
-	fs.StringVarP(&o.workdir, "workdir", "w", "", "Set the working directory")
+	fs.StringP("workdir", "w", "", "Set the working directory")
 	o.register(fs)
 	return cmd
 }
@@ -159,7 +161,7 @@ func (o *mutateOptions) finish(fs *pflag.FlagSet) (err error) {
 			return fmt.Errorf("--volume %q: must be an absolute path", v)
 		}
 	}
-	for name, to := range map[string]**string{"user": &e.User, "workdir": &e.WorkingDir, "stop-signal": &e.StopSign} {
+	for name, to := range map[string]**string{"user": &e.User, "workdir": &e.WorkingDir, "stop-signal": &e.StopSignal} {
 		if f := fs.Lookup(name); f.Changed {
 			s := f.Value.String()
 			*to = &s
@@ -168,13 +170,16 @@ func (o *mutateOptions) finish(fs *pflag.FlagSet) (err error) {
 	if e.WorkingDir != nil && *e.WorkingDir != "" && !path.IsAbs(*e.WorkingDir) {
 		return fmt.Errorf("--workdir %q: must be an absolute path", *e.WorkingDir)
 	}
-	for name, to := range map[string]**[]string{"entrypoint": &e.Entrypoint, "cmd": &e.Cmd} {
-		if f := fs.Lookup(name); f.Changed {
-			list, err := commandOf(f.Value.String())
+	for _, f := range []struct {
+		name string
+		to   **[]string
+	}{{"entrypoint", &e.Entrypoint}, {"cmd", &e.Cmd}} {
+		if given := fs.Lookup(f.name); given.Changed {
+			list, err := commandOf(given.Value.String())
 			if err != nil {
-				return fmt.Errorf("--%s: %w", name, err)
+				return fmt.Errorf("--%s: %w", f.name, err)
 			}
-			*to = &list
+			*f.to = &list
 		}
 	}
 	return nil
@@ -222,10 +227,10 @@ several platforms one is taken: this machine's or --platform's.`,
   strake image squash --from 3 web:1 -t web:1-slim`,
 		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.makeImage(cmd.Context(), args[0], &o, image.Load, func(ctx context.Context, s *store.Store, im *image.Image) (oci.Digest, oci.Descriptor, error) {
+			return a.makeImage(cmd.Context(), args[0], &o, image.Load, func(ctx context.Context, s *store.Store, im *image.Image) (*image.Made, error) {
 				n, err := squashFrom(ctx, s, im, from)
 				if err != nil {
-					return "", oci.Descriptor{}, err
+					return nil, err
 				}
 				return image.Squash(ctx, s, im, n)
 			})

@@ -35,7 +35,7 @@ base, and where one of its directories is none in NEWBASE.`,
 			if onto == "" {
 				return errors.New("name the new base with --onto")
 			}
-			return a.makeImage(cmd.Context(), args[0], &o, image.Load, func(ctx context.Context, s *store.Store, im *image.Image) (oci.Digest, oci.Descriptor, error) {
+			return a.makeImage(cmd.Context(), args[0], &o, image.Load, func(ctx context.Context, s *store.Store, im *image.Image) (*image.Made, error) {
 				return rebase(ctx, s, im, from, onto)
 			})
 		},
@@ -46,29 +46,28 @@ base, and where one of its directories is none in NEWBASE.`,
 	return cmd
 }
 
-func rebase(ctx context.Context, s *store.Store, im *image.Image, from, onto string) (oci.Digest, oci.Descriptor, error) {
-	fail := func(err error) (oci.Digest, oci.Descriptor, error) { return "", oci.Descriptor{}, err }
+func rebase(ctx context.Context, s *store.Store, im *image.Image, from, onto string) (*image.Made, error) {
 	newImage, err := findImage(ctx, s, onto)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	platform := platforms.Format(im.Config.Platform)
 	if newImage.Target.Digest != newImage.Manifest.Digest {
 		if newImage, err = ofPlatform(ctx, s, newImage, onto, platform); err != nil {
-			return fail(err)
+			return nil, err
 		}
 	}
 	oldImage, err := oldBase(ctx, s, im, from, onto, newImage)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	old, err := image.Load(ctx, s, oldImage.Manifest)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	base, err := image.Load(ctx, s, newImage.Manifest)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	name := onto
 	if r, err := ref.ParseImage(onto); err == nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/content"
-	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/image"
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/layer"
 	"github.com/strake-project/strake/internal/oci/ref"
@@ -78,16 +78,17 @@ func (a *App) importImage(ctx context.Context, o *importOptions) error {
 	if err != nil {
 		return badTar(err)
 	}
-	id, manifest, err := putImage(ctx, s, conf, []oci.Descriptor{{MediaType: oci.MediaTypeLayer, Digest: toc.DiffID, Size: toc.Size}})
+	conf.RootFS.Type, conf.RootFS.DiffIDs = "layers", []oci.Digest{toc.DiffID}
+	made, err := image.Put(ctx, s, conf, []oci.Descriptor{{MediaType: oci.MediaTypeLayer, Digest: toc.DiffID, Size: toc.Size}})
 	if err != nil {
 		return daemon(err)
 	}
 	if o.name != "" {
-		if err := s.Tag(ctx, name, manifest); err != nil {
+		if err := s.Tag(ctx, name, made.Manifest); err != nil {
 			return daemon(err)
 		}
 	}
-	fmt.Fprintln(a.Out, id)
+	fmt.Fprintln(a.Out, made.ID)
 	return nil
 }
 
@@ -151,15 +152,4 @@ func (a *App) openImport(ctx context.Context, source string) (io.ReadCloser, err
 		return nil, daemonf("error downloading %s: %s", source, resp.Status)
 	}
 	return resp.Body, nil
-}
-
-// putImage stores an image of plain layers that the store has, and returns its
-// ID and its manifest.
-func putImage(ctx context.Context, s *store.Store, conf *oci.Image, layers []oci.Descriptor) (oci.Digest, oci.Descriptor, error) {
-	conf.RootFS.Type = "layers"
-	conf.RootFS.DiffIDs = nil
-	for _, l := range layers {
-		conf.RootFS.DiffIDs = append(conf.RootFS.DiffIDs, l.Digest)
-	}
-	return putConfigured(ctx, s, conf, layers)
 }

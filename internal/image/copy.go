@@ -120,26 +120,31 @@ func WriteTar(ctx context.Context, w io.Writer, v tree.View, root, as string) er
 //
 // A single file or a new directory appears whole or not at all.
 func Extract(ctx context.Context, dir *os.Root, v tree.View, root, as string, owners bool) (skipped []string, err error) {
-	all, err := members(v, root, as)
+	top, err := v.Lstat(root)
+	if err != nil {
+		return nil, err
+	}
+	to := as
+	_, lerr := dir.Lstat(as)
+	aside := errors.Is(lerr, fs.ErrNotExist) && top.Type == layer.Dir
+	if aside {
+		to = path.Join(path.Dir(as), temporary(as))
+	}
+	all, err := members(v, root, to)
 	if err != nil {
 		return nil, err
 	}
 	x := extraction{dir: dir, v: v, owners: owners}
-	if _, lerr := dir.Lstat(as); errors.Is(lerr, fs.ErrNotExist) && all[0].Type == layer.Dir {
-		tmp := path.Join(path.Dir(as), temporary(as))
-		if all, err = members(v, root, tmp); err != nil {
-			return nil, err
-		}
-		if err = x.all(ctx, all); err == nil {
-			err = dir.Rename(tmp, as)
+	err = x.all(ctx, all)
+	if aside {
+		if err == nil {
+			err = dir.Rename(to, as)
 		}
 		if err != nil {
-			return nil, errors.Join(err, dir.RemoveAll(tmp))
+			err = errors.Join(err, dir.RemoveAll(to))
 		}
-	} else if err = x.all(ctx, all); err != nil {
-		return nil, err
 	}
-	return x.skipped, nil
+	return x.skipped, err
 }
 
 // temporary is a name beside name that nobody else has.

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,127 +15,44 @@ import (
 // Edit says what Mutate changes. Nil and empty fields change nothing.
 type Edit struct {
 	// Env, Labels and Annotations are set; those of the Unset lists go.
-	Env                        []string // KEY=VALUE, in order
-	UnsetEnv                   []string
-	Labels, Annotations        map[string]string
-	UnsetLabels                []string
-	UnsetAnnotations           []string
-	Ports, UnsetPorts          []string // as the config has them: "80/tcp"
-	Volumes, UnsetVolumes      []string
-	Entrypoint, Cmd            *[]string // an empty list removes it
-	User, WorkingDir, StopSign *string   // "" removes it
+	Env                   []string // KEY=VALUE, in order
+	UnsetEnv              []string
+	Labels, Annotations   map[string]string
+	UnsetLabels           []string
+	UnsetAnnotations      []string
+	Ports, UnsetPorts     []string // as the config has them: "80/tcp"
+	Volumes, UnsetVolumes []string
+	Entrypoint, Cmd       *[]string // an empty list removes it
+	User, WorkingDir      *string   // "" removes it
+	StopSignal            *string
 	// CreatedBy is the line that the history gets.
 	CreatedBy string
 }
 
-// Mutate puts an image with im's layers and a changed config into s, and
-// returns its ID and manifest. The image's time is not changed, so the same
-// edit makes the same image. Called under the lease im was opened under. What is
-// to be unset and is not there fails with oci.ErrNotFound: it was misspelt.
-func Mutate(ctx context.Context, s *store.Store, im *Image, e *Edit) (oci.Digest, oci.Descriptor, error) {
-	fields, err := object(im.rawConfig)
+// Mutate puts an image with im's layers and a changed config into s and
+// returns it. The image's time is not changed, so the same edit makes the same
+// image. Called under the lease im was opened under. What is to be unset and is
+// not there fails with oci.ErrNotFound: it was misspelt.
+func Mutate(ctx context.Context, s *store.Store, im *Image, e *Edit) (*Made, error) {
+	config, manifest, err := im.objects()
 	if err != nil {
-		return "", oci.Descriptor{}, fmt.Errorf("config: %w", err)
+		return nil, err
 	}
-	config, err := object(fields["config"])
+	inner, err := object(config["config"])
 	if err != nil {
-		return "", oci.Descriptor{}, fmt.Errorf("config: %w", err)
+		return nil, fmt.Errorf("config: %w", err)
 	}
-	if err := e.change(config, &im.Config); err != nil {
-		return "", oci.Descriptor{}, err
+	if err := e.change(inner, &im.Config); err != nil {
+		return nil, err
 	}
 	history := append(slices.Clone(im.Config.History), oci.History{Created: im.Config.Created, CreatedBy: e.CreatedBy, EmptyLayer: true})
-	if err := setAll(fields, map[string]any{"config": config, "history": history}); err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	manifest, err := object(im.rawManifest)
-	if err != nil {
-		return "", oci.Descriptor{}, fmt.Errorf("manifest: %w", err)
+	if err := setAll(config, map[string]any{"config": inner, "history": history}); err != nil {
+		return nil, err
 	}
 	if err := e.annotate(manifest); err != nil {
-		return "", oci.Descriptor{}, err
+		return nil, err
 	}
-	return im.put(ctx, s, fields, manifest, im.Layers, len(e.Annotations) > 0)
-}
-
-// put stores a config and a manifest made of im's.
-func (im *Image) put(ctx context.Context, s *store.Store, config, manifest map[string]json.RawMessage, layers []oci.Descriptor, asOCI bool) (oci.Digest, oci.Descriptor, error) {
-	body, err := json.Marshal(config)
-	if err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	d := im.Manifest
-	configType, docker := oci.MediaTypeConfig, d.MediaType == oci.MediaTypeDockerMani
-	if docker && !asOCI {
-		configType = oci.MediaTypeDockerConfig
-	} else {
-		d.MediaType = oci.MediaTypeManifest
-	}
-	list := make([]oci.Descriptor, len(layers))
-	for i, l := range layers {
-		l.MediaType = inFamily(l.MediaType, docker && !asOCI)
-		list[i] = l
-	}
-	id := oci.DescriptorOf(configType, body)
-	if err := s.Put(ctx, id, bytes.NewReader(body)); err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	delete(manifest, "subject") // what referred to the old image does not refer to this one
-	if err := setAll(manifest, map[string]any{"config": id, "layers": list, "mediaType": d.MediaType}); err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	if body, err = json.Marshal(manifest); err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	made := oci.DescriptorOf(d.MediaType, body)
-	return id.Digest, made, s.Put(ctx, made, bytes.NewReader(body))
-}
-
-// inFamily is a layer's media type in docker's or in OCI's words: a manifest
-// does not mix them.
-func inFamily(mediaType string, docker bool) string {
-	for _, pair := range [][2]string{
-		{oci.MediaTypeLayer, oci.MediaTypeDockerLayer}, {oci.MediaTypeLayerGzip, oci.MediaTypeDockerGzip}, {oci.MediaTypeLayerZstd, oci.MediaTypeDockerZstd},
-	} {
-		if docker && mediaType == pair[0] {
-			return pair[1]
-		}
-		if !docker && mediaType == pair[1] {
-			return pair[0]
-		}
-	}
-	return mediaType
-}
-
-// object parses a JSON object, keeping the values as they are.
-func object(raw []byte) (map[string]json.RawMessage, error) {
-	m := map[string]json.RawMessage{}
-	if len(raw) == 0 {
-		return m, nil
-	}
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return nil, fmt.Errorf("%v: %w", err, oci.ErrInvalid)
-	}
-	if m == nil { // "null"
-		m = map[string]json.RawMessage{}
-	}
-	return m, nil
-}
-
-// setAll sets fields; those whose value is nil go.
-func setAll(fields map[string]json.RawMessage, values map[string]any) error {
-	for name, v := range values {
-		if v == nil {
-			delete(fields, name)
-			continue
-		}
-		b, err := json.Marshal(v)
-		if err != nil {
-			return err
-		}
-		fields[name] = b
-	}
-	return nil
+	return im.put(ctx, s, config, manifest, im.Layers, len(e.Annotations) > 0)
 }
 
 // change applies e to the object "config" of an image's config.
@@ -176,7 +92,7 @@ func (e *Edit) change(config map[string]json.RawMessage, im *oci.Image) error {
 			values[name] = orNone(*list, len(*list))
 		}
 	}
-	for name, s := range map[string]*string{"User": e.User, "WorkingDir": e.WorkingDir, "StopSignal": e.StopSign} {
+	for name, s := range map[string]*string{"User": e.User, "WorkingDir": e.WorkingDir, "StopSignal": e.StopSignal} {
 		if s != nil {
 			values[name] = orNone(*s, len(*s))
 		}

@@ -37,41 +37,32 @@ func (im *Image) Annotations() map[string]string {
 // writes into a directory that is something else in onto. name is onto's, for
 // the annotations that say so. Called under the lease the images were opened
 // under.
-func Rebase(ctx context.Context, s *store.Store, im, old, onto *Image, name string) (oci.Digest, oci.Descriptor, error) {
-	none := oci.Descriptor{}
+func Rebase(ctx context.Context, s *store.Store, im, old, onto *Image, name string) (*Made, error) {
 	n := len(old.Config.RootFS.DiffIDs)
 	if len(im.Config.RootFS.DiffIDs) < n || !slices.Equal(im.Config.RootFS.DiffIDs[:n], old.Config.RootFS.DiffIDs) {
-		return "", none, fmt.Errorf("the image does not lie on top of the old base: %w", oci.ErrInvalid)
+		return nil, fmt.Errorf("the image does not lie on top of the old base: %w", oci.ErrInvalid)
 	}
 	if a, b := im.Config.Platform, onto.Config.Platform; a.OS != b.OS || a.Architecture != b.Architecture {
-		return "", none, fmt.Errorf("the image is for %s/%s, the new base for %s/%s: %w", a.OS, a.Architecture, b.OS, b.Architecture, oci.ErrInvalid)
+		return nil, fmt.Errorf("the image is for %s/%s, the new base for %s/%s: %w", a.OS, a.Architecture, b.OS, b.Architecture, oci.ErrInvalid)
 	}
 	if err := fitsOn(im.tocs[n:], old.Tree, onto.Tree); err != nil {
-		return "", none, err
+		return nil, err
 	}
-	fields, err := object(im.rawConfig)
+	config, manifest, err := im.objects()
 	if err != nil {
-		return "", none, fmt.Errorf("config: %w", err)
+		return nil, err
 	}
-	config, err := mergedConfig(im, old, onto)
+	inner, err := mergedConfig(im, old, onto)
 	if err != nil {
-		return "", none, err
+		return nil, err
 	}
-	rootfs, err := object(fields["rootfs"])
-	if err != nil {
-		return "", none, fmt.Errorf("config: rootfs: %w", err)
+	if err := setAll(config, map[string]any{"config": inner}); err != nil {
+		return nil, err
 	}
 	diffIDs := append(slices.Clone(onto.Config.RootFS.DiffIDs), im.Config.RootFS.DiffIDs[n:]...)
-	if err := setAll(rootfs, map[string]any{"diff_ids": diffIDs}); err != nil {
-		return "", none, err
-	}
 	history := append(slices.Clone(onto.Config.History), im.Config.History[ownHistory(im, old):]...)
-	if err := setAll(fields, map[string]any{"config": config, "rootfs": rootfs, "history": history}); err != nil {
-		return "", none, err
-	}
-	manifest, err := object(im.rawManifest)
-	if err != nil {
-		return "", none, fmt.Errorf("manifest: %w", err)
+	if err := setLayers(config, diffIDs, history); err != nil {
+		return nil, err
 	}
 	if im.Manifest.MediaType == oci.MediaTypeManifest { // docker's has no annotations
 		annotations := maps.Clone(im.Annotations())
@@ -80,10 +71,10 @@ func Rebase(ctx context.Context, s *store.Store, im, old, onto *Image, name stri
 		}
 		annotations[AnnotationBaseName], annotations[AnnotationBaseDigest] = name, string(onto.Manifest.Digest)
 		if err := setAll(manifest, map[string]any{"annotations": annotations}); err != nil {
-			return "", none, err
+			return nil, err
 		}
 	}
-	return im.put(ctx, s, fields, manifest, append(slices.Clone(onto.Layers), im.Layers[n:]...), false)
+	return im.put(ctx, s, config, manifest, append(slices.Clone(onto.Layers), im.Layers[n:]...), false)
 }
 
 // ownHistory is where im's own lines of history begin: after old's, which are

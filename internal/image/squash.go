@@ -18,43 +18,32 @@ import (
 // layer deleted or replaced are gone, with their bytes. The history is kept, its
 // lines without layers but for the last. Called under the lease im was opened
 // under.
-func Squash(ctx context.Context, s *store.Store, im *Image, from int) (oci.Digest, oci.Descriptor, error) {
+func Squash(ctx context.Context, s *store.Store, im *Image, from int) (*Made, error) {
 	if from < 0 || from >= len(im.tocs) {
-		return "", oci.Descriptor{}, fmt.Errorf("there is no layer %d, the image has %d: %w", from+1, len(im.tocs), oci.ErrInvalid)
+		return nil, fmt.Errorf("there is no layer %d, the image has %d: %w", from+1, len(im.tocs), oci.ErrInvalid)
 	}
 	w, err := s.NewLayer(ctx)
 	if err != nil {
-		return "", oci.Descriptor{}, err
+		return nil, err
 	}
 	defer w.Abort()
 	if err := merge(ctx, w, im.tocs[from:], im.lower(from), im.Many()); err != nil {
-		return "", oci.Descriptor{}, err
+		return nil, err
 	}
 	toc, err := w.Commit(ctx)
 	if err != nil {
-		return "", oci.Descriptor{}, err
+		return nil, err
 	}
-	fields, err := object(im.rawConfig)
+	config, manifest, err := im.objects()
 	if err != nil {
-		return "", oci.Descriptor{}, fmt.Errorf("config: %w", err)
-	}
-	manifest, err := object(im.rawManifest)
-	if err != nil {
-		return "", oci.Descriptor{}, fmt.Errorf("manifest: %w", err)
-	}
-	rootfs, err := object(fields["rootfs"])
-	if err != nil {
-		return "", oci.Descriptor{}, fmt.Errorf("config: rootfs: %w", err)
+		return nil, err
 	}
 	diffIDs := append(slices.Clone(im.Config.RootFS.DiffIDs[:from]), toc.DiffID)
-	if err := setAll(rootfs, map[string]any{"diff_ids": diffIDs}); err != nil {
-		return "", oci.Descriptor{}, err
-	}
-	if err := setAll(fields, map[string]any{"rootfs": rootfs, "history": squashedHistory(im, from)}); err != nil {
-		return "", oci.Descriptor{}, err
+	if err := setLayers(config, diffIDs, squashedHistory(im, from)); err != nil {
+		return nil, err
 	}
 	layers := append(slices.Clone(im.Layers[:from]), oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: toc.DiffID, Size: toc.Size})
-	return im.put(ctx, s, fields, manifest, layers, false)
+	return im.put(ctx, s, config, manifest, layers, false)
 }
 
 func squashedHistory(im *Image, from int) []oci.History {
