@@ -51,7 +51,7 @@ func (a *App) openBuildInput(ctx context.Context, f *buildFlags, path string) (*
 		if path == "-" {
 			return nil, errors.New("a Dockerfile from a URL and a context from stdin together are not supported")
 		}
-		body, err := fetchDockerfile(ctx, file)
+		body, err := a.fetchDockerfile(ctx, file)
 		if err != nil {
 			return nil, err
 		}

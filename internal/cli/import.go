@@ -118,7 +118,7 @@ func importConfig(o *importOptions) (*oci.Image, error) {
 	}
 	comment := o.message
 	if comment == "" {
-		comment = "Imported from " + o.source
+		comment = "Imported from " + withoutPassword(o.source) // an image travels
 		if !isURL(o.source) {
 			comment = "Imported from -"
 		}
@@ -139,17 +139,13 @@ func (a *App) openImport(ctx context.Context, source string) (io.ReadCloser, err
 	case !isURL(source):
 		return os.Open(source)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, source, nil)
-	if err != nil {
-		return nil, daemon(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := a.Remote().Fetch(ctx, source)
 	if err != nil {
 		return nil, daemon(err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		resp.Body.Close()
-		return nil, daemonf("error downloading %s: %s", source, resp.Status)
+		return nil, daemonf("error downloading %s: %s", withoutPassword(source), resp.Status)
 	}
 	return resp.Body, nil
 }
