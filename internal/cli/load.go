@@ -45,7 +45,7 @@ func (a *App) load(ctx context.Context, o *loadOptions) error {
 	if err != nil {
 		return err
 	}
-	opt := content.CopyOptions{Platforms: ps}
+	opt := content.CopyOptions{Platforms: ps, Usable: true}
 	if o.input == "" && a.In.IsTerminal() {
 		return errors.New("requested load from stdin, but stdin is empty")
 	}

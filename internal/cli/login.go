@@ -175,10 +175,11 @@ func (a *App) ask(ctx context.Context, o *loginOptions, before string) error {
 
 func loginError(host string, err error) error {
 	var answer *remote.Error
+	var refused *auth.Error
 	switch {
 	case errors.As(err, &answer):
 		return daemonf("login attempt to %s failed with status: %d %s", answer.URL, answer.Status, http.StatusText(answer.Status))
-	case errors.Is(err, oci.ErrUnauthorized):
+	case errors.As(err, &refused) && refused.Status == 0:
 		return daemonf("login attempt to https://%s/v2/ failed with status: 401 Unauthorized", host)
 	}
 	return daemon(err)

@@ -123,7 +123,7 @@ func (a *App) pullOne(ctx context.Context, s *store.Store, repo *remote.Reposito
 			printer.Event(e)
 		}
 	}
-	got, err := content.Copy(ctx, s, r, repo, r, content.CopyOptions{Platforms: []oci.Platform{want}, Progress: progress})
+	got, err := content.Copy(ctx, s, r, repo, r, content.CopyOptions{Platforms: []oci.Platform{want}, Usable: true, Progress: progress})
 	printer.Close()
 	if err != nil {
 		return daemon(err)

@@ -43,11 +43,15 @@ API where it has that, else by the names in its catalog.`,
 // order in which docker's JSON has them.
 type searchRow struct {
 	Description string
-	IsAutomated string
 	IsOfficial  string
 	Name        string
 	StarCount   string
+
+	automated string
 }
+
+// IsAutomated is no longer in docker's JSON, but in people's templates.
+func (r *searchRow) IsAutomated() string { return r.automated }
 
 func (a *App) search(ctx context.Context, what string, o *searchOptions) error {
 	fits, err := o.fits()
@@ -60,6 +64,9 @@ func (a *App) search(ctx context.Context, what string, o *searchOptions) error {
 	}
 	if limit < 1 || limit > 100 {
 		return daemonf("limit %d is outside the range of [1, 100]", limit)
+	}
+	if strings.HasPrefix(what, "http://") || strings.HasPrefix(what, "https://") {
+		return daemonf("invalid repository name: repository name (%s) should not have a scheme", what)
 	}
 	domain, text := splitSearch(what)
 	found, err := a.Remote().Search(ctx, domain, text, limit)
@@ -77,13 +84,13 @@ func (a *App) search(ctx context.Context, what string, o *searchOptions) error {
 			continue
 		}
 		name := f.Name
-		if domain != "docker.io" && !strings.HasPrefix(name, domain+"/") {
+		if a.name != "docker" && domain != "docker.io" && !strings.HasPrefix(name, domain+"/") {
 			name = domain + "/" + name // as it can be pulled
 		}
 		rows = append(rows, o.row(name, &f, format))
 	}
 	header := term.Header{"Name": "NAME", "Description": "DESCRIPTION", "StarCount": "STARS", "IsOfficial": "OFFICIAL", "IsAutomated": "AUTOMATED"}
-	return printRows(a, "*formatter.SearchContext", format, header, rows)
+	return printRows(a, "*registry.searchContext", format, header, rows)
 }
 
 func (o *searchOptions) row(name string, f *remote.Found, format string) *searchRow {
@@ -99,14 +106,14 @@ func (o *searchOptions) row(name string, f *remote.Found, format string) *search
 	}
 	r := &searchRow{Name: oneWord(name), Description: description, StarCount: strconv.Itoa(f.Stars)}
 	if format == "json" {
-		r.IsOfficial, r.IsAutomated = strconv.FormatBool(f.Official), strconv.FormatBool(f.Automated)
+		r.IsOfficial, r.automated = strconv.FormatBool(f.Official), strconv.FormatBool(f.Automated)
 		return r
 	}
 	if f.Official {
 		r.IsOfficial = "[OK]"
 	}
 	if f.Automated {
-		r.IsAutomated = "[OK]"
+		r.automated = "[OK]"
 	}
 	return r
 }
@@ -128,7 +135,7 @@ func (o *searchOptions) fits() (func(*remote.Found) bool, error) {
 	for _, v := range o.filters.values("stars") {
 		n, err := strconv.Atoi(v)
 		if err != nil {
-			return nil, daemonf("invalid filter 'stars=[%s]'", v)
+			return nil, daemonf("invalid filter 'stars=%s': %w", v, err)
 		}
 		stars = max(stars, n)
 	}

@@ -25,6 +25,10 @@ type CopyOptions struct {
 	// source is a Packer. Already packed layers keep their bytes and digests:
 	// recompressing would change them for nothing.
 	Compression Compression
+	// Usable refuses an image with a config that is none, before its manifest
+	// is put: what a registry may keep for others is nothing to run. The
+	// destination must be a Source too. Artifacts pass.
+	Usable bool
 	// Progress, if set, is called with each event; calls may come from several
 	// goroutines at once.
 	Progress func(Event)
@@ -322,6 +326,11 @@ func (c *copier) image(ctx context.Context, d oci.Descriptor, body []byte, child
 	if err != nil {
 		return d, err
 	}
+	if c.opt.Usable {
+		if err := usable(ctx, c.dst, body); err != nil {
+			return d, sourceErr(err)
+		}
+	}
 	changed := false
 	for i := range children {
 		changed = changed || copied[i].Digest != children[i].Digest
@@ -335,6 +344,34 @@ func (c *copier) image(ctx context.Context, d oci.Descriptor, body []byte, child
 	}
 	m.Layers = copied[1:]
 	return c.putJSON(ctx, d, m)
+}
+
+// usable reads the config that a manifest names from where it was copied to. An
+// error has docker's words.
+func usable(ctx context.Context, dst Sink, manifest []byte) error {
+	src, ok := dst.(Source)
+	var m oci.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil || !ok || m.Config.MediaType != oci.MediaTypeConfig && m.Config.MediaType != oci.MediaTypeDockerConfig {
+		return err
+	}
+	body, err := ReadAll(ctx, src, m.Config)
+	if err != nil {
+		return err
+	}
+	type config struct {
+		RootFS struct {
+			Type    string       `json:"type"`
+			DiffIDs []oci.Digest `json:"diff_ids"`
+		} `json:"rootfs"`
+	}
+	var conf config
+	if err := json.Unmarshal(body, &conf); err != nil {
+		return fmt.Errorf("unmarshal image config: %v: %w", err, oci.ErrInvalid)
+	}
+	if conf.RootFS.Type == "layers" && len(conf.RootFS.DiffIDs) != len(m.Layers) {
+		return fmt.Errorf("mismatched image rootfs and manifest layers: %w", oci.ErrInvalid)
+	}
+	return nil
 }
 
 // putJSON puts v in the place of what old named and returns its descriptor,

@@ -37,7 +37,7 @@ func Ensure(ctx context.Context, local Local, remote func(ref.Ref) Source, r ref
 			return d, err
 		}
 	}
-	return Copy(ctx, local, r, remote(r), r, CopyOptions{Platforms: []oci.Platform{p}, Progress: progress})
+	return Copy(ctx, local, r, remote(r), r, CopyOptions{Platforms: []oci.Platform{p}, Usable: true, Progress: progress})
 }
 
 // present finds r in local, with the manifest for p and all that it names.

@@ -19,6 +19,7 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,6 +144,15 @@ func (c *Client) Ping(ctx context.Context, domain string) error {
 	var network *networkError
 	if errors.As(err, &network) {
 		return worded{strings.TrimPrefix(err.Error(), "failed to do request: "), err} // docker's login says it without
+	}
+	var refused *auth.Error
+	if errors.As(err, &refused) && refused.Status != 0 {
+		h := c.host(domain)
+		words := cmp.Or(refused.Said, refused.Text)
+		if refused.Said == "" && refused.Status != http.StatusOK {
+			words = fmt.Sprintf("received unexpected HTTP status: %d %s", refused.Status, http.StatusText(refused.Status))
+		}
+		return worded{fmt.Sprintf("Get \"%s://%s/v2/\": %s", h.known(), h.addr, words), err}
 	}
 	if err != nil {
 		return err

@@ -44,9 +44,8 @@ func (r *Repository) Put(ctx context.Context, d oci.Descriptor, from io.Reader) 
 	}
 	up := &upload{r: r, d: d, src: newRestartable(from)}
 	if err := up.run(ctx); err != nil {
-		var said *Error
-		if errors.As(err, &said) {
-			err = r.pushWords(err)
+		if said := r.pushWords(err); said != err {
+			return said // that is about the repository
 		}
 		return fmt.Errorf("blob %s: %w", d.Digest, err)
 	}

@@ -3,7 +3,9 @@ package remote_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,6 +74,64 @@ func TestWords(t *testing.T) {
 	said = nil
 	if !errors.As(err, &said) {
 		t.Errorf("push: %v is no *Error", err)
+	}
+}
+
+// TestTokenServerWords: what a registry and its token server say when they let
+// nobody in, at a pull and at login.
+func TestTokenServerWords(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		status      int
+		body        string
+		pull, login string
+	}{
+		{"wrong password at Docker Hub", 401, `{"details":"incorrect username or password"}`,
+			`failed to fetch anonymous token: unexpected status from GET request to TOKEN: 401 Unauthorized: unauthorized: incorrect username or password`,
+			`Get "http://HOST/v2/": unauthorized: incorrect username or password`},
+		{"denied", 403, `{"errors":[{"code":"DENIED","message":"token\ndenied"}]}`,
+			`pull access denied, repository does not exist or may require authorization: failed to fetch anonymous token: unexpected status from GET request to TOKEN: 403 Forbidden: denied: tokendenied`,
+			`Get "http://HOST/v2/": denied: tokendenied`},
+		{"no JSON", 403, `<html>`,
+			`pull access denied, repository does not exist or may require authorization: failed to fetch anonymous token: unexpected status from GET request to TOKEN: 403 Forbidden`,
+			`Get "http://HOST/v2/": received unexpected HTTP status: 403 Forbidden`},
+		{"garbage", 200, `{garbage hunter2`, `failed to fetch anonymous token: unable to decode token response of TOKEN`,
+			`Get "http://HOST/v2/": unable to decode token response of TOKEN`},
+		{"no token", 200, `{}`, `failed to fetch anonymous token: authorization server did not include a token in the response of TOKEN`,
+			`Get "http://HOST/v2/": authorization server did not include a token in the response of TOKEN`},
+		{"no challenge", 0, ``,
+			`pull access denied, repository does not exist or may require authorization: unexpected status from HEAD request to http://HOST/v2/a/b/manifests/v1: 401 Unauthorized: unauthorized: authentication required`,
+			`unexpected status from GET request to http://HOST/v2/: 401 Unauthorized: unauthorized: authentication required`},
+	} {
+		f := ocitest.NewFlaky(t, ocitest.Answer(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/token" {
+				w.WriteHeader(c.status)
+				io.WriteString(w, c.body)
+				return
+			}
+			if c.status != 0 {
+				w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token",service="s"`)
+			}
+			ocitest.WriteError(w, 401, "UNAUTHORIZED", "authentication required")
+		}))
+		words := strings.NewReplacer("HOST", f.Host(), "TOKEN", "http://"+f.Host()+"/token")
+		r := mustRef(t, f.Host()+"/a/b:v1")
+		_, err := client(remote.Options{}).Repository(r).Resolve(context.Background(), r)
+		if want := `failed to resolve reference "` + r.String() + `": ` + words.Replace(c.pull); err == nil || err.Error() != want {
+			t.Errorf("%s:\n got %v\nwant %s", c.name, err, want)
+		}
+		if c.status == 200 && errors.Is(err, oci.ErrUnauthorized) {
+			t.Errorf("%s: that says nothing about who may enter", c.name)
+		}
+		err = client(remote.Options{}).Ping(context.Background(), f.Host())
+		if want := words.Replace(c.login); err == nil || err.Error() != want {
+			t.Errorf("%s, login:\n got %v\nwant %s", c.name, err, want)
+		}
+	}
+	closed := ocitest.NewFlaky(t, ocitest.BasicAuth("user", "hunter2"))
+	err := push(t, client(remote.Options{}), at(t, closed.Host()), ocitest.One())
+	if want := "push access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials"; err == nil || err.Error() != want {
+		t.Errorf("push: %v", err)
 	}
 }
 

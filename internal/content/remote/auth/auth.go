@@ -109,6 +109,9 @@ func (a *Authorizer) Challenge(ctx context.Context, h http.Header, scopes []stri
 			}
 		}
 	}
+	if len(all) == 0 {
+		return &Error{} // it asks for nothing: the 401 itself says it best
+	}
 	return &Error{Text: "registry asks for credentials in a way that strake does not know"}
 }
 
@@ -256,10 +259,14 @@ func (a *Authorizer) exchange(req *http.Request) (token, error) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return token{}, &Error{
+		e := &Error{
 			Text:   fmt.Sprintf("unexpected status from %s request to %s: %d %s", req.Method, where, resp.StatusCode, http.StatusText(resp.StatusCode)),
-			Status: resp.StatusCode,
+			Status: resp.StatusCode, Said: refusal(resp),
 		}
+		if e.Said != "" {
+			e.Text += ": " + e.Said
+		}
+		return token{}, e
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxToken))
 	if err != nil {
@@ -271,18 +278,43 @@ func (a *Authorizer) exchange(req *http.Request) (token, error) {
 		ExpiresIn   int    `json:"expires_in"`
 	}
 	if err := json.Unmarshal(body, &got); err != nil {
-		return token{}, &Error{Text: where + " answered no token"} // err would quote the body
+		// err would quote the body
+		return token{}, &Error{Text: "unable to decode token response of " + where, Status: resp.StatusCode}
 	}
 	if got.Token == "" {
 		got.Token = got.AccessToken
 	}
 	if got.Token == "" || strings.ContainsAny(got.Token, "\r\n") {
-		return token{}, &Error{Text: where + " answered no token"}
+		return token{}, &Error{Text: "authorization server did not include a token in the response of " + where, Status: resp.StatusCode}
 	}
 	// The specification's default, and least, is 60 seconds. A request that is
 	// sent in a token's last seconds could be refused.
 	life := time.Duration(min(max(got.ExpiresIn, 60), 24*3600)) * time.Second
 	return token{value: "Bearer " + got.Token, expires: time.Now().Add(life - 5*time.Second)}, nil
+}
+
+// refusal is what a token server says beside its status, in docker's words:
+// "unauthorized: incorrect username or password".
+func refusal(resp *http.Response) string {
+	var said struct {
+		Details string `json:"details"`
+		Errors  []struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"errors"`
+	}
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // half an answer is no worse than none
+	if json.Unmarshal(body, &said) != nil {
+		return ""
+	}
+	var words []string
+	for _, e := range said.Errors[:min(len(said.Errors), 3)] {
+		words = append(words, strings.ToLower(strings.ReplaceAll(clean(e.Code), "_", " "))+": "+clean(e.Message))
+	}
+	if len(words) == 0 && said.Details != "" && resp.StatusCode == http.StatusUnauthorized {
+		words = append(words, "unauthorized: "+clean(said.Details))
+	}
+	return strings.Join(words, "; ")
 }
 
 // Error says that the registry or its token server lets us not in.
@@ -292,6 +324,8 @@ type Error struct {
 	// Text is "" where the registry's own 401 says all.
 	Text   string
 	Status int // of the token server, else 0
+	// Said are the token server's own words, if it had any.
+	Said string
 }
 
 func (e *Error) Error() string {
@@ -304,6 +338,8 @@ func (e *Error) Error() string {
 // Is gives the kind.
 func (e *Error) Is(target error) bool {
 	switch e.Status {
+	case http.StatusOK: // what it answered is nonsense
+		return false
 	case http.StatusTooManyRequests:
 		return target == oci.ErrTooMany
 	case http.StatusForbidden:
