@@ -184,7 +184,7 @@ func (a *App) builderPrune(ctx context.Context, o *cachePrune) error {
 		a.wouldFree(bytes)
 		return nil
 	}
-	fmt.Fprintf(a.Out, "Total:\t%s\n", units.HumanSize(float64(bytes)))
+	fmt.Fprintf(a.Out, "Total:\t%s\n", humanSize(bytes))
 	return nil
 }
 
@@ -302,12 +302,11 @@ func (a *App) builderDu(ctx context.Context, filters cacheFilters, verbose bool,
 			shared += c.Size
 		}
 	}
-	human := func(n int64) string { return units.HumanSize(float64(n)) }
 	w := term.NewTable(a.Out)
 	if shared > 0 {
-		fmt.Fprintf(w, "Shared:\t%s\nPrivate:\t%s\n", human(shared), human(total-shared))
+		fmt.Fprintf(w, "Shared:\t%s\nPrivate:\t%s\n", humanSize(shared), humanSize(total-shared))
 	}
-	fmt.Fprintf(w, "Reclaimable:\t%s\nTotal:\t%s\n", human(free), human(total))
+	fmt.Fprintf(w, "Reclaimable:\t%s\nTotal:\t%s\n", humanSize(free), humanSize(total))
 	return w.Flush()
 }
 
@@ -320,7 +319,7 @@ type cacheRow struct {
 
 func newCacheRow(c *build.CacheRecord) *cacheRow {
 	return &cacheRow{ID: shortCacheID(c), Type: c.Type, Description: c.Description, Mutable: c.Type == "exec.cachemount",
-		Reclaimable: !c.InUse, Shared: c.Shared, Size: units.HumanSize(float64(c.Size)),
+		Reclaimable: !c.InUse, Shared: c.Shared, Size: humanSize(c.Size),
 		CreatedAt: c.Created.UTC().Format(time.RFC3339Nano), LastUsedAt: ago(c.Used)}
 }
 

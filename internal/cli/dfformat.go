@@ -6,7 +6,6 @@ import (
 	"strconv"
 
 	"github.com/docker/cli/templates"
-	"github.com/docker/go-units"
 
 	"github.com/strake-project/strake/internal/oci"
 )
@@ -56,14 +55,13 @@ func (a *App) formatUsage(u *diskUsage, format string) error {
 }
 
 func (u *diskUsage) object() *usageObject {
-	human := func(n int64) string { return units.HumanSize(float64(n)) }
 	o := &usageObject{Images: []*imageRow{}, Containers: []*psRow{}, Volumes: []usageVolume{}, BuildCache: []usageCache{}}
 	owners := u.owners()
 	for i := range u.images {
 		img := &u.images[i]
 		size, unique := u.shareOf(i, owners)
 		for _, r := range imageRows(img, &imagesOptions{}, false) {
-			r.Size, r.SharedSize, r.UniqueSize, r.VirtualSize = human(size), human(size-unique), human(unique), human(size)
+			r.Size, r.SharedSize, r.UniqueSize, r.VirtualSize = humanSize(size), humanSize(size-unique), humanSize(unique), humanSize(size)
 			r.Containers = strconv.Itoa(u.users[img.ID])
 			o.Images = append(o.Images, r)
 		}
@@ -71,14 +69,14 @@ func (u *diskUsage) object() *usageObject {
 	for _, c := range u.containers {
 		own, volumes := u.set.Usage(c)
 		r := newPsRow(c, false)
-		r.Size, r.LocalVolumes = human(own), strconv.Itoa(len(volumes))
+		r.Size, r.LocalVolumes = humanSize(own), strconv.Itoa(len(volumes))
 		o.Containers = append(o.Containers, r)
 		for i, v := range volumes {
-			o.Volumes = append(o.Volumes, usageVolume{Name: fmt.Sprintf("%s/%d", r.ID, i), Links: "1", Size: human(v)})
+			o.Volumes = append(o.Volumes, usageVolume{Name: fmt.Sprintf("%s/%d", r.ID, i), Links: "1", Size: humanSize(v)})
 		}
 	}
 	for _, c := range u.cache {
-		o.BuildCache = append(o.BuildCache, usageCache{ID: c.ID[:12], CacheType: c.Type, Size: human(c.Size), CreatedAt: c.Created.UTC().String(),
+		o.BuildCache = append(o.BuildCache, usageCache{ID: c.ID[:12], CacheType: c.Type, Size: humanSize(c.Size), CreatedAt: c.Created.UTC().String(),
 			LastUsedAt: c.Used.UTC().String(), InUse: strconv.FormatBool(c.InUse), Shared: strconv.FormatBool(c.Shared)})
 	}
 	return o

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/cli/term"
@@ -168,7 +167,7 @@ func (a *App) examining(o *doctorOptions) func(done, of int64) {
 	return func(done, of int64) {
 		if percent := done * 100 / max(of, 1); percent != last {
 			last = percent
-			fmt.Fprintf(a.Err, "\rReading %s: %d%%\x1b[K", units.HumanSize(float64(of)), percent)
+			fmt.Fprintf(a.Err, "\rReading %s: %d%%\x1b[K", humanSize(of), percent)
 			if done == of {
 				fmt.Fprint(a.Err, "\r\x1b[K")
 			}

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -116,7 +115,7 @@ func historyRows(id oci.Digest, steps []oci.History, sizes []int64, o *historyOp
 		row.CreatedAt = created.Local().Format(time.RFC3339)
 		row.CreatedSince, row.Size = row.CreatedAt, strconv.FormatInt(size, 10)
 		if o.human {
-			row.Size = units.HumanSizeWithPrecision(float64(size), 3)
+			row.Size = shortSize(size)
 			row.CreatedSince = "N/A"
 			if created.Year() >= 2000 { // older is not a time but a fixed date for reproducible builds
 				row.CreatedSince = ago(created)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"strings"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/cli/term"
@@ -86,7 +85,6 @@ func (a *App) imageDiff(ctx context.Context, nameA, nameB string, o *imageDiffOp
 
 // printDifference prints the sections that have something to say.
 func printDifference(w io.Writer, d *image.Difference) {
-	size := func(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }
 	if len(d.Config) > 0 {
 		fmt.Fprintln(w, "Config:")
 		for _, c := range d.Config {
@@ -110,16 +108,16 @@ func printDifference(w io.Writer, d *image.Difference) {
 		fmt.Fprintf(w, "%s %s", f.Kind, name)
 		switch {
 		case f.Kind == "C" && f.OldSize != f.NewSize:
-			fmt.Fprintf(w, "  %s -> %s", size(f.OldSize), size(f.NewSize))
+			fmt.Fprintf(w, "  %s -> %s", shortSize(f.OldSize), shortSize(f.NewSize))
 		case f.Kind == "C":
 		case f.Dir:
 			entries := "entries"
 			if f.Files == 1 {
 				entries = "entry"
 			}
-			fmt.Fprintf(w, "  %s in %d %s", size(f.OldSize+f.NewSize), f.Files, entries)
+			fmt.Fprintf(w, "  %s in %d %s", shortSize(f.OldSize+f.NewSize), f.Files, entries)
 		default:
-			fmt.Fprintf(w, "  %s", size(f.OldSize+f.NewSize))
+			fmt.Fprintf(w, "  %s", shortSize(f.OldSize+f.NewSize))
 		}
 		if len(f.What) > 0 {
 			fmt.Fprintf(w, "  (%s)", strings.Join(f.What, ", "))
@@ -131,7 +129,7 @@ func printDifference(w io.Writer, d *image.Difference) {
 		if n < 0 {
 			sign, n = "-", -n
 		}
-		fmt.Fprintf(w, "Size: %s -> %s (%s%s)\n", size(d.A.Size), size(d.B.Size), sign, size(n))
+		fmt.Fprintf(w, "Size: %s -> %s (%s%s)\n", shortSize(d.A.Size), shortSize(d.B.Size), sign, shortSize(n))
 	}
 }
 

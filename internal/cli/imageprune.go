@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/cli/term"
@@ -261,12 +260,12 @@ func (a *App) pruneNow(o *pruneOptions) bool { return o.now || a.name == "docker
 // waits says what became of the bytes that are not in the total.
 func (a *App) waits(bytes int64) {
 	if bytes > 0 {
-		fmt.Fprintf(a.Out, "Waiting to be reclaimed: %s (%[2]s undo takes this back, %[2]s system reclaim frees it now)\n", units.HumanSize(float64(bytes)), a.name)
+		fmt.Fprintf(a.Out, "Waiting to be reclaimed: %s (%[2]s undo takes this back, %[2]s system reclaim frees it now)\n", humanSize(bytes), a.name)
 	}
 }
 
 func (a *App) reclaimed(bytes int64) {
-	fmt.Fprintln(a.Out, "Total reclaimed space:", units.HumanSize(float64(bytes)))
+	fmt.Fprintln(a.Out, "Total reclaimed space:", humanSize(bytes))
 }
 
 // planImages prints what p would delete: each image with the bytes that go
@@ -289,7 +288,7 @@ func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune, mor
 		if names := done.Untagged[img.ID]; len(names) > 0 {
 			name = names[0].Familiar()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", shortID(img.ID, false), name, units.HumanSize(float64(n)))
+		fmt.Fprintf(w, "%s\t%s\t%s\n", shortID(img.ID, false), name, humanSize(n))
 		for i, n := range done.Untagged[img.ID] {
 			if i > 0 {
 				fmt.Fprintf(w, "\t%s\t\n", n.Familiar())
@@ -297,7 +296,7 @@ func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune, mor
 		}
 	}
 	if rest > 0 {
-		fmt.Fprintf(w, "<none>\twhat no image needs\t%s\n", units.HumanSize(float64(rest)))
+		fmt.Fprintf(w, "<none>\twhat no image needs\t%s\n", humanSize(rest))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -307,7 +306,7 @@ func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune, mor
 }
 
 func (a *App) wouldFree(bytes int64) {
-	fmt.Fprintf(a.Out, "\nWould reclaim: %s (%d bytes)\n", units.HumanSize(float64(bytes)), bytes)
+	fmt.Fprintf(a.Out, "\nWould reclaim: %s (%d bytes)\n", humanSize(bytes), bytes)
 }
 
 // confirm asks; anything but y is no. An ending stdin is no too.

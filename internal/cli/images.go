@@ -170,9 +170,9 @@ func imageRows(img *store.Image, o *imagesOptions, withDigests bool) []*imageRow
 		r := &imageRow{
 			Repository: repository, Tag: tag, Digest: digest,
 			ID:         shortID(img.ID, o.noTrunc),
-			Size:       units.HumanSizeWithPrecision(float64(img.Size), 3),
+			Size:       shortSize(img.Size),
 			Containers: "N/A", SharedSize: "N/A", UniqueSize: "N/A",
-			VirtualSize: units.HumanSize(float64(img.Size)),
+			VirtualSize: humanSize(img.Size),
 		}
 		if o.withTimes {
 			r.CreatedAt = img.Created.Local().Truncate(time.Second).String()
@@ -228,6 +228,11 @@ func shortID(d oci.Digest, whole bool) string {
 	hex := d.Encoded()
 	return hex[:min(12, len(hex))]
 }
+
+// humanSize is docker's size of four digits, shortSize the one of three that
+// images have.
+func humanSize(n int64) string { return units.HumanSize(float64(n)) }
+func shortSize(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }
 
 func ago(t time.Time) string { return units.HumanDuration(time.Since(t)) + " ago" }
 

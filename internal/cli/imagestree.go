@@ -8,7 +8,6 @@ import (
 	"text/tabwriter"
 
 	"github.com/containerd/platforms"
-	"github.com/docker/go-units"
 
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/content/store"
@@ -145,7 +144,7 @@ func (a *App) printTree(rows []*treeRow) error {
 		if r.used {
 			use = "U"
 		}
-		fmt.Fprintf(w, "%s%s\t%s\t%10s\t%12s\t%s\n", branch, r.names[last], r.id, treeSize(r.packed+r.unpacked), treeSize(r.packed), use)
+		fmt.Fprintf(w, "%s%s\t%s\t%10s\t%12s\t%s\n", branch, r.names[last], r.id, shortSize(r.packed+r.unpacked), shortSize(r.packed), use)
 	}
 	fmt.Fprintf(w, "IMAGE\tID\t%10s\t%12s\tEXTRA\n", "DISK USAGE", "CONTENT SIZE")
 	for i, r := range rows {
@@ -171,5 +170,3 @@ func (a *App) printTree(rows []*treeRow) error {
 	}
 	return nil
 }
-
-func treeSize(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }

@@ -165,7 +165,7 @@ func (a *App) triedTemplate(format string) error {
 
 // writtenSize is docker's SIZE: the container's own files, and with its image's.
 func writtenSize(written, image int64) string {
-	return fmt.Sprintf("%s (virtual %s)", units.HumanSizeWithPrecision(float64(written), 3), units.HumanSizeWithPrecision(float64(written+image), 3))
+	return fmt.Sprintf("%s (virtual %s)", shortSize(written), shortSize(written+image))
 }
 
 // imageSizes lists the images' sizes by their IDs.

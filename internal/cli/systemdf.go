@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/build"
@@ -114,7 +113,7 @@ type summaryRow struct{ Active, Reclaimable, Size, TotalCount, Type string }
 
 func newSummaryRow(kind string, total, active int, size, free int64, share bool) *summaryRow {
 	r := &summaryRow{Type: kind, TotalCount: strconv.Itoa(total), Active: strconv.Itoa(active),
-		Size: units.HumanSize(float64(size)), Reclaimable: units.HumanSize(float64(free))}
+		Size: humanSize(size), Reclaimable: humanSize(free)}
 	if share && size > 0 {
 		r.Reclaimable += fmt.Sprintf(" (%d%%)", free*100/size)
 	}
@@ -190,7 +189,6 @@ func (u *diskUsage) containerRows() (written, volumes *summaryRow) {
 }
 
 func (a *App) printUsage(u *diskUsage) error {
-	human := func(n int64) string { return units.HumanSize(float64(n)) }
 	owners := u.owners()
 	w := term.NewTable(a.Out)
 	fmt.Fprint(w, "Images space usage:\n\nREPOSITORY\tTAG\tIMAGE ID\tCREATED\tSIZE\tSHARED SIZE\tUNIQUE SIZE\tCONTAINERS\n")
@@ -199,7 +197,7 @@ func (a *App) printUsage(u *diskUsage) error {
 		size, unique := u.shareOf(i, owners)
 		for _, r := range imageRows(img, &imagesOptions{}, false) {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", r.Repository, r.Tag, r.ID, r.CreatedSince,
-				human(size), human(size-unique), human(unique), u.users[img.ID])
+				humanSize(size), humanSize(size-unique), humanSize(unique), u.users[img.ID])
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -210,9 +208,9 @@ func (a *App) printUsage(u *diskUsage) error {
 	for _, c := range u.containers {
 		own, vols := u.set.Usage(c)
 		r := newPsRow(c, false)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", r.ID, r.Image, r.Command, len(vols), human(own), r.RunningFor, r.Status, r.Names)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\n", r.ID, r.Image, r.Command, len(vols), humanSize(own), r.RunningFor, r.Status, r.Names)
 		for i, v := range vols {
-			fmt.Fprintf(&volumes, "%s/%d\t1\t%s\n", r.ID, i, human(v))
+			fmt.Fprintf(&volumes, "%s/%d\t1\t%s\n", r.ID, i, humanSize(v))
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -226,14 +224,14 @@ func (a *App) printUsage(u *diskUsage) error {
 	for _, c := range u.cache {
 		total += c.Size
 	}
-	fmt.Fprintf(w, "\nBuild cache usage: %s\n\nCACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED\n", human(total))
+	fmt.Fprintf(w, "\nBuild cache usage: %s\n\nCACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED\n", humanSize(total))
 	for _, c := range u.cache {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\tN/A\t%t\n", c.ID[:12], c.Type, human(c.Size), ago(c.Created), ago(c.Used), c.Shared)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\tN/A\t%t\n", c.ID[:12], c.Type, humanSize(c.Size), ago(c.Created), ago(c.Used), c.Shared)
 	}
 	if len(u.removed) == 0 || a.name == "docker" {
 		return w.Flush()
 	}
-	fmt.Fprintf(w, "\nRemoved images, waiting to be reclaimed: %s\n\nOPERATION\tCOMMAND\tIMAGES\tREMOVED\tSIZE\tUNTIL\n", human(u.waiting()))
+	fmt.Fprintf(w, "\nRemoved images, waiting to be reclaimed: %s\n\nOPERATION\tCOMMAND\tIMAGES\tREMOVED\tSIZE\tUNTIL\n", humanSize(u.waiting()))
 	for i := range u.removed {
 		r := newOperationRow(&u.removed[i], false)
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Command, r.Images, r.Since, r.Bytes, r.Until)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -273,7 +272,7 @@ func describeTag(ctx context.Context, src content.Source, d oci.Descriptor, row 
 	for _, l := range m.Layers {
 		size += l.Size
 	}
-	row.Size = units.HumanSizeWithPrecision(float64(size), 3)
+	row.Size = shortSize(size)
 	conf, err := content.ReadConfig(ctx, src, m.Config)
 	if errors.Is(err, oci.ErrInvalid) || err == nil && conf.OS == "" {
 		return nil // an artifact

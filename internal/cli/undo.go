@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/strake-project/strake/internal/cli/term"
@@ -175,7 +174,7 @@ func newOperationRow(op *store.Operation, wide bool) *operationRow {
 	r := &operationRow{
 		ID: strconv.FormatInt(op.ID, 10), Command: op.Command, Since: ago(op.At),
 		CreatedAt: op.At.Local().Truncate(time.Second).String(),
-		Bytes:     units.HumanSize(float64(op.Bytes)), Undoable: strconv.FormatBool(op.Possible),
+		Bytes:     humanSize(op.Bytes), Undoable: strconv.FormatBool(op.Possible),
 	}
 	if op.Command == "" {
 		r.Command = "-"
