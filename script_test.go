@@ -166,13 +166,16 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	self, err := os.Executable()
 	ts.Check(err)
-	cmd := exec.Command(self, "registry", "serve", "--addr", "127.0.0.1:0")
+	cmd := exec.Command(self, "--debug", "registry", "serve", "--addr", "127.0.0.1:0")
 	cmd.Args[0] = "strake"
 	if path, err := exec.LookPath("strake"); err == nil { // testscript's link to this binary
 		cmd.Path = path
 	}
 	cmd.Env = append(os.Environ(), "STRAKE_ROOT="+ts.MkAbs("."+name), "HOME="+ts.MkAbs("."))
-	cmd.Stderr = os.Stderr
+	log, err := os.Create(ts.MkAbs("." + name + ".log"))
+	ts.Check(err)
+	defer log.Close()
+	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
 	ts.Check(err)
 	ts.Check(cmd.Start())

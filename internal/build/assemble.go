@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/opencontainers/image-spec/specs-go"
 
@@ -32,6 +33,9 @@ type Form struct {
 	// Rewrite makes no file of the layers above the base later than the
 	// image's Epoch.
 	Rewrite bool
+	// Leave lets layers stay where they are that only a registry or a cache has:
+	// the image is for sending on, and cannot be kept.
+	Leave bool
 	// Squash makes the layers above the base one.
 	Squash      bool
 	Annotations Annotations
@@ -69,12 +73,27 @@ type Exported struct {
 }
 
 // Assembly is an image that is complete but has no place yet: its layers are
-// in the store, its config, manifest and index only here. It is a
-// content.Source, so that it can be pushed or archived without being kept.
+// in the store, or where Form.Leave left them, its config, manifest and index
+// only here. It is a content.Source, so that it can be pushed or archived
+// without being kept.
 type Assembly struct {
 	Exported
 	store  *store.Store
 	bodies []body // children first
+	left   []origin
+}
+
+// Left is the number of layers that are not in the store.
+func (a *Assembly) Left() int { return len(a.left) }
+
+// leftAt finds a layer that is elsewhere, by its diffID or its packed bytes.
+func (a *Assembly) leftAt(d oci.Digest) (origin, bool) {
+	for _, o := range a.left {
+		if o.layer.DiffID == d || o.blob.Digest == d {
+			return o, true
+		}
+	}
+	return origin{}, false
 }
 
 type body struct {
@@ -84,7 +103,7 @@ type body struct {
 
 // As is the image under the manifest or index that it became elsewhere.
 func (a *Assembly) As(target oci.Descriptor) *Assembly {
-	return &Assembly{Exported: Exported{target, a.ID}, store: a.store, bodies: a.bodies}
+	return &Assembly{Exported: Exported{target, a.ID}, store: a.store, bodies: a.bodies, left: a.left}
 }
 
 func (a *Assembly) add(mediaType string, b []byte) oci.Descriptor {
@@ -118,6 +137,9 @@ func (a *Assembly) Open(ctx context.Context, d oci.Descriptor) (io.ReadCloser, e
 	if b, ok := a.find(d.Digest); ok {
 		return io.NopCloser(bytes.NewReader(b)), nil
 	}
+	if o, ok := a.leftAt(d.Digest); ok {
+		return o.src.Open(ctx, d)
+	}
 	return a.store.Open(ctx, d)
 }
 
@@ -125,6 +147,13 @@ func (a *Assembly) Open(ctx context.Context, d oci.Descriptor) (io.ReadCloser, e
 func (a *Assembly) OpenAt(ctx context.Context, d oci.Descriptor, offset, length int64) (io.ReadCloser, error) {
 	if _, ok := a.find(d.Digest); ok {
 		return nil, fmt.Errorf("%s: a part of it: %w", d.Digest, oci.ErrUnsupported)
+	}
+	if o, ok := a.leftAt(d.Digest); ok {
+		ranges, ok := o.src.(content.RangeOpener)
+		if !ok {
+			return nil, fmt.Errorf("%s: a part of it: %w", d.Digest, oci.ErrUnsupported)
+		}
+		return ranges.OpenAt(ctx, d, offset, length)
 	}
 	return a.store.OpenAt(ctx, d, offset, length)
 }
@@ -136,6 +165,9 @@ func (a *Assembly) Pack(ctx context.Context, d oci.Descriptor, c content.Compres
 
 // Origins implements content.OriginLister.
 func (a *Assembly) Origins(ctx context.Context, d oci.Descriptor) ([]ref.Ref, error) {
+	if o, ok := a.leftAt(d.Digest); ok {
+		return []ref.Ref{o.ref}, nil
+	}
 	return a.store.Origins(ctx, d)
 }
 
@@ -150,7 +182,7 @@ func (e *Engine) Assemble(ctx context.Context, w *Work, images []Image, form For
 	finished := make([]Image, len(images))
 	if err := w.Do("exporting layers", func() (err error) {
 		for i := range images {
-			if finished[i], err = e.finishLayers(ctx, images[i], form); err != nil {
+			if finished[i], err = e.finishLayers(ctx, a, images[i], form); err != nil {
 				return err
 			}
 		}
@@ -220,7 +252,10 @@ func (f *Form) check(images []Image) error {
 }
 
 // finishLayers gives img the layers that it is to have in form.
-func (e *Engine) finishLayers(ctx context.Context, img Image, form Form) (Image, error) {
+func (e *Engine) finishLayers(ctx context.Context, a *Assembly, img Image, form Form) (Image, error) {
+	if form.Leave && a.leave(&img, form) {
+		return e.withCache(img)
+	}
 	var err error
 	if img.Snapshot, err = img.Snapshot.layered(ctx, e.opt.Store, e.start); err != nil {
 		return img, err
@@ -235,9 +270,56 @@ func (e *Engine) finishLayers(ctx context.Context, img Image, form Form) (Image,
 			return img, err
 		}
 	}
-	if err == nil && e.inline() {
-		img.cache, err = e.inlineCache(&img)
+	return e.withCache(img)
+}
+
+// leave makes img one of layers that stay where they are, if each of them is
+// there as form wants it. That a blob is the layer that its cache or its
+// image's config says is found out by who unpacks it.
+func (a *Assembly) leave(img *Image, form Form) bool {
+	if form.Squash || form.Force || form.Level != nil || form.Rewrite && img.Epoch != nil {
+		return false
 	}
+	list, ok := outputLayers(img.Snapshot)
+	if !ok {
+		return false
+	}
+	packing := content.Gzip
+	if form.Pack {
+		packing = form.Packing
+	}
+	layers := make([]Layer, len(list))
+	var left []origin
+	for i, o := range list {
+		layers[i] = o.layer
+		if o.src == nil {
+			continue
+		}
+		ours := oci.IsPlainLayer(o.layer.Descriptor.MediaType) // made by a step
+		if oci.IsPlainLayer(o.blob.MediaType) || ours && !strings.HasSuffix(o.blob.MediaType, string(packing)) {
+			return false
+		}
+		left = append(left, o)
+	}
+	if len(left) == 0 {
+		return false
+	}
+	for _, o := range left {
+		if _, twice := a.leftAt(o.layer.DiffID); !twice {
+			a.left = append(a.left, o)
+		}
+	}
+	img.Snapshot = newSnapshot(a.store, layers, "")
+	return true
+}
+
+// withCache gives img the inline cache that it is to carry.
+func (e *Engine) withCache(img Image) (Image, error) {
+	if !e.inline() {
+		return img, nil
+	}
+	var err error
+	img.cache, err = e.inlineCache(&img)
 	return img, err
 }
 
@@ -257,7 +339,7 @@ func (e *Engine) assembleOne(ctx context.Context, w *Work, a *Assembly, img Imag
 	}
 	if img.Snapshot != nil {
 		for _, l := range img.Snapshot.Layers {
-			d, err := e.packed(ctx, w, l, form)
+			d, err := e.packed(ctx, w, a, l, form)
 			if err != nil {
 				return oci.Descriptor{}, "", err
 			}
@@ -272,7 +354,10 @@ func (e *Engine) assembleOne(ctx context.Context, w *Work, a *Assembly, img Imag
 }
 
 // packed is the layer in the packing that form asks for.
-func (e *Engine) packed(ctx context.Context, w *Work, l Layer, form Form) (oci.Descriptor, error) {
+func (e *Engine) packed(ctx context.Context, w *Work, a *Assembly, l Layer, form Form) (oci.Descriptor, error) {
+	if o, ok := a.leftAt(l.DiffID); ok {
+		return o.blob, nil
+	}
 	plain := oci.IsPlainLayer(l.Descriptor.MediaType)
 	if !form.Pack || !plain && !form.Force || plain && form.Packing == content.Uncompressed {
 		return l.Descriptor, nil

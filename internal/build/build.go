@@ -34,13 +34,13 @@ import (
 	"github.com/strake-project/strake/internal/sandbox/network"
 )
 
-// Options for New. Store and Pull are needed; the rest may be left out.
+// Options for New. Store and Find are needed; the rest may be left out.
 type Options struct {
 	Store *store.Store
-	// Pull makes the image r for platform p local, and returns what r names:
-	// an index or a manifest. always is docker's --pull: ask the registry even
-	// where the image is there.
-	Pull func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (oci.Descriptor, error)
+	// Find finds the image r for platform p in the store or, without fetching
+	// its layers, in its registry. always is docker's --pull: ask the registry
+	// even where the image is there.
+	Find func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (*content.Found, error)
 	// Locals are the directories that local sources name ("context",
 	// "dockerfile", and one for each named context).
 	Locals map[string]string
@@ -92,6 +92,7 @@ type Engine struct {
 	mu     sync.Mutex
 	solved map[oci.Digest]*future // by vertex digest
 	pulled map[string]*pulled     // by reference and platform
+	found  map[string]*pulled     // by digest and platform
 
 	downloads map[string]*download // by request and checksum
 	commits   map[string]*resolved // by repository and ref
@@ -128,6 +129,7 @@ func New(opt Options) *Engine {
 		slots:  make(chan struct{}, max(4, runtime.NumCPU())),
 		solved: map[oci.Digest]*future{},
 		pulled: map[string]*pulled{},
+		found:  map[string]*pulled{},
 
 		present: map[oci.Digest]bool{},
 

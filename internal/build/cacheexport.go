@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -35,8 +36,14 @@ type journal struct {
 	mu       sync.Mutex
 	steps    []journalStep
 	contents map[[2]oci.Digest]oci.Digest
-	base     map[oci.Digest]oci.Descriptor
+	base     map[oci.Digest]base
 	mounts   map[string]cache.Mount // by key
+}
+
+// base is a layer of an image that the build uses.
+type base struct {
+	oci.Descriptor
+	img *pulled
 }
 
 type journalStep struct {
@@ -61,19 +68,22 @@ func (j *journal) content(of, which, d oci.Digest) {
 }
 
 // bases notes the layers of an image that the build starts from.
-func (j *journal) bases(layers []Layer) {
+func (j *journal) bases(img *pulled) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.base == nil {
-		j.base = map[oci.Digest]oci.Descriptor{}
+		j.base = map[oci.Digest]base{}
 	}
-	for _, l := range layers {
-		j.base[l.DiffID] = l.Descriptor
+	for _, l := range img.layers {
+		if b := j.base[l.DiffID]; b.img == nil || b.img.elsewhere != nil {
+			j.base[l.DiffID] = base{l.Descriptor, img}
+		}
 	}
 }
 
-// baseOf is how a base image of this build has the layer, if one has.
-func (j *journal) baseOf(diffID oci.Digest) oci.Descriptor {
+// baseOf is how a base image of this build has the layer; the zero value where
+// none has.
+func (j *journal) baseOf(diffID oci.Digest) base {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.base[diffID]
@@ -98,21 +108,13 @@ type draft struct {
 	from  []origin           // of each layer
 }
 
-// origin is where the bytes of a layer are: in the store, or still in the cache
-// that it was imported from.
-type origin struct {
-	layer Layer
-	blob  oci.Descriptor
-	src   content.Source
-}
-
 // document turns the journal into records. An output's layers are named where
 // keep lets all of them through.
 func (j *journal) document(keep func(diffID oci.Digest) bool) *draft {
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	d := &draft{index: map[oci.Digest]int{}}
-	steps := slices.Clone(j.steps)
+	j.mu.Lock()
+	steps, contents := slices.Clone(j.steps), maps.Clone(j.contents)
+	j.mu.Unlock()
 	slices.SortFunc(steps, func(a, b journalStep) int { return strings.Compare(string(a.key.digest), string(b.key.digest)) })
 	steps = slices.CompactFunc(steps, func(a, b journalStep) bool { return a.key.digest == b.key.digest })
 	for _, s := range steps {
@@ -124,50 +126,13 @@ func (j *journal) document(keep func(diffID oci.Digest) bool) *draft {
 		}
 		d.doc.Records = append(d.doc.Records, r)
 	}
-	for k, c := range j.contents {
+	for k, c := range contents {
 		d.doc.Contents = append(d.doc.Contents, cache.Content{Of: k[0], Copy: k[1], Content: c})
 	}
 	slices.SortFunc(d.doc.Contents, func(a, b cache.Content) int {
 		return strings.Compare(string(a.Of)+string(a.Copy), string(b.Of)+string(b.Copy))
 	})
 	return d
-}
-
-// outputLayers lists the layers of a step's output, also of one that is still
-// in the cache it was found in; false where nobody has them.
-func outputLayers(s *Snapshot) ([]origin, bool) {
-	if s == nil {
-		return nil, true
-	}
-	if s.view != nil {
-		return nil, false
-	}
-	var list []origin
-	if s.hit == nil || s.hit.have.Load() {
-		if s.hit != nil {
-			s = s.hit.out[s.index]
-		}
-		if s == nil || s.view != nil {
-			return nil, s == nil
-		}
-		for _, l := range s.Layers {
-			list = append(list, origin{layer: l})
-		}
-		return list, true
-	}
-	o := s.hit.record.Outputs[s.index]
-	if o == nil {
-		return nil, false
-	}
-	for _, n := range o.Layers {
-		l := &s.hit.from.part.Layers[n]
-		at := origin{layer: layerOf(l)}
-		if l.Base == nil {
-			at.blob, at.src = s.hit.from.part.Blobs[l.Blob], s.hit.from.src
-		}
-		list = append(list, at)
-	}
-	return list, true
 }
 
 // layerOf is a cache's layer as a snapshot has it.

@@ -104,22 +104,31 @@ func newImported(from CacheSource, p cache.Part) *importedCache {
 	return c
 }
 
-// lookupImported returns the step's outputs if an imported cache knows the
-// step, or the store of an earlier import. Their layers are fetched, and a step whose layers the cache lacks is
-// run, once something needs them.
-func (s *step) lookupImported(ctx context.Context, k key) ([]*Snapshot, error) {
-	if s.imports.done == nil {
-		return s.lookupKnown(ctx, k)
+// imported are the caches of ImportCaches, once they have been read.
+func (e *Engine) imported(ctx context.Context) ([]*importedCache, error) {
+	if e.imports.done == nil {
+		return nil, nil
 	}
 	select {
-	case <-s.imports.done:
+	case <-e.imports.done:
+		return e.imports.caches, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
+	}
+}
+
+// lookupImported returns the step's outputs if an imported cache knows the
+// step, or the store of an earlier import. Their layers are fetched, and a step
+// whose layers the cache lacks is run, once something needs them.
+func (s *step) lookupImported(ctx context.Context, k key) ([]*Snapshot, error) {
+	caches, err := s.imported(ctx)
+	if err != nil {
+		return nil, err
 	}
 	n := outputsOf(s.v.Op)
 	var from *importedCache
 	var found *cache.Record
-	for _, c := range s.imports.caches {
+	for _, c := range caches {
 		// The first that has the layers, or else the first that knows the step.
 		r := c.records[k.digest]
 		if r == nil || len(r.Outputs) != n || from != nil && !whole(r) {
@@ -141,7 +150,7 @@ func (s *step) found(from *importedCache, r *cache.Record, k key) []*Snapshot {
 	out := make([]*Snapshot, len(r.Outputs))
 	for i := range out {
 		out[i] = newSnapshot(s.opt.Store, nil, k.output(i))
-		out[i].hit, out[i].index = h, i
+		out[i].lazy, out[i].index = h, i
 	}
 	return out
 }
@@ -187,8 +196,8 @@ type hit struct {
 	have atomic.Bool // out is there
 }
 
-// resolve returns the step's outputs with their layers in the store: fetched,
-// or, where the cache lacks them or they are not what it says, made.
+// resolve implements lazy: layers that the cache lacks, or that are not what it
+// says, are made.
 func (h *hit) resolve(ctx context.Context) ([]*Snapshot, error) {
 	h.once.Do(func() {
 		h.out, h.err = h.fetch(ctx)
@@ -207,6 +216,50 @@ func (h *hit) resolve(ctx context.Context) ([]*Snapshot, error) {
 		h.have.Store(h.err == nil)
 	})
 	return h.out, h.err
+}
+
+// resolved implements lazy.
+func (h *hit) resolved() []*Snapshot {
+	if !h.have.Load() {
+		return nil
+	}
+	return h.out
+}
+
+// origins implements lazy. A layer of a base image is where the build has that
+// image.
+func (h *hit) origins(i int) ([]origin, bool) {
+	o := h.record.Outputs[i]
+	if o == nil {
+		return nil, false
+	}
+	list := make([]origin, len(o.Layers))
+	for n, at := range o.Layers {
+		l := &h.from.part.Layers[at]
+		list[n] = origin{layer: layerOf(l)}
+		if l.Base == nil {
+			list[n].blob, list[n].src, list[n].ref = h.from.part.Blobs[l.Blob], h.from.src, h.from.ref
+			continue
+		}
+		b := h.journal.baseOf(l.DiffID)
+		if b.img == nil {
+			continue
+		}
+		list[n].layer.Descriptor = b.Descriptor
+		if b.img.elsewhere != nil && !b.img.have.Load() {
+			list[n].blob, list[n].src, list[n].ref = b.Descriptor, b.img.elsewhere.Source, b.img.ref
+		}
+	}
+	return list, true
+}
+
+// content implements lazy: of a step only the cache that it was found in knows
+// what it came to.
+func (h *hit) content(ctx context.Context, of, which oci.Digest) (oci.Digest, error) {
+	if h.from.src == nil {
+		return h.knownContent(ctx, of, which)
+	}
+	return h.from.contents[[2]oci.Digest{of, which}], nil
 }
 
 func (s *step) warn(text string) {
@@ -279,10 +332,16 @@ func (h *hit) fetchLayer(ctx context.Context, l *cache.Layer) (Layer, error) {
 // baseLayer finds a layer of a base image, which is in no cache. The build's
 // own image may have it in another packing than the one that exported.
 func (h *hit) baseLayer(ctx context.Context, l *cache.Layer, out *Layer) error {
-	if d := h.journal.baseOf(l.DiffID); d.Digest != "" {
-		out.Descriptor = d
+	b := h.journal.baseOf(l.DiffID)
+	if b.img != nil {
+		out.Descriptor = b.Descriptor
 	}
 	ok, err := h.has(ctx, out.Descriptor)
+	if err == nil && !ok && b.img != nil && b.img.elsewhere != nil {
+		if _, err = b.img.resolve(ctx); err == nil {
+			ok, err = h.has(ctx, out.Descriptor)
+		}
+	}
 	if err == nil && !ok {
 		err = fmt.Errorf("base layer %s: %w", l.DiffID, oci.ErrNotFound)
 	}
@@ -294,18 +353,7 @@ func (h *hit) fetchBlob(ctx context.Context, plain, packed oci.Descriptor) error
 	if ok, err := st.Has(ctx, plain); ok || err != nil {
 		return err
 	}
-	started := time.Now()
-	progress := func(ev content.Event) {
-		s := &Status{Vertex: h.v.Digest, ID: string(packed.Digest), Current: ev.Current, Total: packed.Size, Started: started}
-		if ev.Kind == content.Done {
-			now := time.Now()
-			s.Completed = &now
-		}
-		if ev.Kind == content.Done || ev.Kind == content.Progressed {
-			h.Emit(Event{Status: s})
-		}
-	}
-	err := content.CopyBlobs(ctx, st, h.from.src, h.from.ref, []oci.Descriptor{packed}, content.CopyOptions{Progress: progress})
+	err := content.CopyBlobs(ctx, st, h.from.src, h.from.ref, []oci.Descriptor{packed}, content.CopyOptions{Progress: h.transfers(h.v.Digest)})
 	if err != nil {
 		return err
 	}
@@ -318,71 +366,5 @@ func (h *hit) fetchBlob(ctx context.Context, plain, packed oci.Descriptor) error
 	if err == nil && toc.Size != plain.Size {
 		err = &oci.SizeError{Digest: plain.Digest, Want: plain.Size, Got: toc.Size}
 	}
-	return err
-}
-
-// contentOf is the content digest of what cp takes from in, which a cache may
-// know of a step whose layers are not here.
-func (s *step) contentOf(ctx context.Context, in *Snapshot, cp *pb.FileActionCopy) (oci.Digest, error) {
-	var of, which oci.Digest
-	if in != nil && in.view == nil {
-		b, err := cp.MarshalVT()
-		if err != nil {
-			return "", err
-		}
-		of, which = in.key, digestOf("copy", keyVersion, string(b))
-	}
-	var d oci.Digest
-	if in != nil && in.hit != nil && !in.hit.have.Load() {
-		d = in.hit.from.contents[[2]oci.Digest{of, which}]
-		if in.hit.from.src == nil {
-			if r, err := s.opt.Store.GetRecord(ctx, bucketSelected, knownContent(of, which)); err == nil {
-				d = oci.Digest(r.Value)
-			} else if !errors.Is(err, oci.ErrNotFound) {
-				return "", err
-			}
-		}
-	}
-	if d == "" {
-		var err error
-		if in != nil && in.view == nil {
-			in, err = in.local(ctx)
-		}
-		if err == nil {
-			d, err = s.selected(ctx, in, cp)
-		}
-		if err != nil {
-			return "", err
-		}
-	}
-	if of != "" {
-		s.journal.content(of, which, d)
-	}
-	return d, nil
-}
-
-// local returns the output that s stands for, with its layers in the store.
-func (s *Snapshot) local(ctx context.Context) (*Snapshot, error) {
-	if s == nil || s.hit == nil {
-		return s, nil
-	}
-	out, err := s.hit.resolve(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if s.index >= len(out) {
-		return nil, errors.New("a step has fewer outputs than its operation")
-	}
-	return out[s.index], nil
-}
-
-// localInputs fetches or makes the inputs that imported caches stand for.
-func (s *step) localInputs(ctx context.Context) error {
-	in := append([]*Snapshot(nil), s.in...)
-	err := each(ctx, len(in), func(ctx context.Context, i int) (err error) {
-		in[i], err = in[i].local(ctx)
-		return err
-	})
-	s.in = in
 	return err
 }

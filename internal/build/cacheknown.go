@@ -20,10 +20,19 @@ const bucketKnown = "build.known"
 // maxOutputs bounds the outputs of a step: a command has as many as mounts.
 const maxOutputs = 10_000
 
-// knownContent is the key in bucketSelected of what a copy takes from a step's
-// output.
-func knownContent(of, which oci.Digest) string {
+// knownKey is the key in bucketSelected of what a copy takes from a step's
+// output or an image.
+func knownKey(of, which oci.Digest) string {
 	return string(digestOf("known", string(of), string(which)))
+}
+
+// knownContent is what the store knows of that.
+func (e *Engine) knownContent(ctx context.Context, of, which oci.Digest) (oci.Digest, error) {
+	r, err := e.opt.Store.GetRecord(ctx, bucketSelected, knownKey(of, which))
+	if errors.Is(err, oci.ErrNotFound) {
+		return "", nil
+	}
+	return oci.Digest(r.Value), err
 }
 
 // lookupKnown returns the step's outputs if the store knows the step. It is
@@ -54,10 +63,13 @@ func (e *Engine) RememberImports(ctx context.Context) error {
 	e.journal.mu.Unlock()
 	known := map[oci.Digest]bool{}
 	for _, st := range steps {
-		if len(st.out) == 0 || st.out[0] == nil || st.out[0].hit == nil || st.out[0].hit.have.Load() {
+		if len(st.out) == 0 || st.out[0] == nil {
 			continue
 		}
-		h := st.out[0].hit
+		h, ok := st.out[0].lazy.(*hit)
+		if !ok || h.have.Load() {
+			continue
+		}
 		out, err := h.present(ctx)
 		if err != nil {
 			return err
@@ -79,11 +91,18 @@ func (e *Engine) RememberImports(ctx context.Context) error {
 			known[st.key.output(i)] = true
 		}
 	}
+	e.mu.Lock()
+	for _, img := range e.pulled {
+		if img.elsewhere != nil && !img.have.Load() {
+			known[img.key()] = true
+		}
+	}
+	e.mu.Unlock()
 	e.journal.mu.Lock()
 	defer e.journal.mu.Unlock()
 	for k, d := range e.journal.contents {
 		if known[k[0]] {
-			if err := e.opt.Store.PutRecord(ctx, store.Record{Bucket: bucketSelected, Key: knownContent(k[0], k[1]), Value: []byte(d)}); err != nil {
+			if err := e.opt.Store.PutRecord(ctx, store.Record{Bucket: bucketSelected, Key: knownKey(k[0], k[1]), Value: []byte(d)}); err != nil {
 				return err
 			}
 		}
@@ -102,8 +121,8 @@ func (h *hit) present(ctx context.Context) ([]*Snapshot, error) {
 		layers := make([]Layer, len(o.Layers))
 		for n, l := range o.Layers {
 			layers[n] = layerOf(&h.from.part.Layers[l])
-			if d := h.journal.baseOf(layers[n].DiffID); d.Digest != "" {
-				layers[n].Descriptor = d
+			if b := h.journal.baseOf(layers[n].DiffID); b.img != nil {
+				layers[n].Descriptor = b.Descriptor
 			}
 			if ok, err := h.has(ctx, layers[n].Descriptor); err != nil || !ok {
 				return nil, err

@@ -154,7 +154,9 @@ func (s *step) selected(ctx context.Context, in *Snapshot, cp *pb.FileActionCopy
 		}
 		memo = string(digestOf(parts...))
 		if r, err := s.opt.Store.GetRecord(ctx, bucketSelected, memo); err == nil {
-			s.taken = append(s.taken, taken{in: in, copy: cp, digest: oci.Digest(r.Value)})
+			if in.lazy == nil || in.lazy.resolved() != nil { // else listing the files would fetch them
+				s.taken = append(s.taken, taken{in: in, copy: cp, digest: oci.Digest(r.Value)})
+			}
 			return oci.Digest(r.Value), nil
 		} else if !errors.Is(err, oci.ErrNotFound) {
 			return "", err

@@ -23,7 +23,7 @@ func (s *step) ociLayout(ctx context.Context, op *pb.SourceOp) (*Snapshot, error
 	if err != nil {
 		return nil, err
 	}
-	return imageSnapshot(s.opt.Store, img), nil
+	return img.snapshot(), nil
 }
 
 // ResolveLayout returns the digest and config of an image that lies in one of
@@ -58,7 +58,7 @@ func (e *Engine) layoutImage(ctx context.Context, op *pb.SourceOp, p oci.Platfor
 	e.mu.Lock()
 	img := e.pulled[id]
 	if img == nil {
-		img = &pulled{ref: r, platform: p}
+		img = &pulled{engine: e, ref: r, platform: p}
 		e.pulled[id] = img
 	}
 	e.mu.Unlock()
@@ -72,7 +72,7 @@ func (e *Engine) layoutImage(ctx context.Context, op *pb.SourceOp, p oci.Platfor
 			Bucket: bucketLayout, Key: string(img.top.Digest), Holds: []oci.Digest{img.top.Digest},
 		})
 		if img.err == nil {
-			img.err = e.load(ctx, img, r, p)
+			img.err = e.load(ctx, img, e.opt.Store, r, p)
 		}
 	})
 	return img, img.err

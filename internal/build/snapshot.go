@@ -34,9 +34,9 @@ type Snapshot struct {
 	store *store.Store
 	// view is set for what is no stack of layers.
 	view tree.View
-	// hit is set for output index of a step that an imported cache knows. Its
-	// Layers are not known here: see local.
-	hit   *hit
+	// lazy is set for output index of what may not be in the store yet: see
+	// local. Layers are those of an image then; of a step they are not known.
+	lazy  lazy
 	index int
 
 	once  sync.Once
@@ -60,7 +60,7 @@ func (s *Snapshot) View(ctx context.Context) (tree.View, error) {
 	if s.view != nil {
 		return s.view, nil
 	}
-	if s.hit != nil {
+	if s.lazy != nil {
 		l, err := s.local(ctx)
 		if err != nil {
 			return nil, err
@@ -89,8 +89,10 @@ func (s *Snapshot) DiffIDs() []oci.Digest {
 	if s == nil {
 		return nil
 	}
-	if s.hit != nil && s.hit.have.Load() {
-		return s.hit.out[s.index].DiffIDs()
+	if s.lazy != nil {
+		if out := s.lazy.resolved(); out != nil {
+			return out[s.index].DiffIDs()
+		}
 	}
 	ids := make([]oci.Digest, len(s.Layers))
 	for i, l := range s.Layers {

@@ -119,15 +119,30 @@ func (a *App) newRemote(credentials auth.Lookup, insecure ...string) *remote.Cli
 	return remote.New(remote.Options{Credentials: credentials, UserAgent: "strake/" + Version, Log: a.log, Insecure: insecure})
 }
 
-// ensure makes the image that r names local, for platform p: what build's FROM
-// and run need. progress may be nil.
-func (a *App) ensure(ctx context.Context, s *store.Store, r ref.Ref, p oci.Platform, policy content.PullPolicy, progress func(content.Event)) (oci.Descriptor, error) {
+// locate finds the image that r names, for platform p: what build's FROM needs.
+func (a *App) locate(ctx context.Context, s *store.Store, r ref.Ref, p oci.Platform, policy content.PullPolicy) (*content.Found, error) {
 	registry := func(r ref.Ref) content.Source { return a.Remote().Repository(r) }
-	d, err := content.Ensure(ctx, s, registry, r, p, policy, progress)
+	f, err := content.Locate(ctx, s, registry, r, p, policy)
 	if err != nil {
-		return d, err
+		return nil, err
 	}
-	return d, s.TouchManifest(ctx, d.Digest)
+	fetch := f.Fetch
+	f.Fetch = func(ctx context.Context, progress func(content.Event)) error {
+		if err := fetch(ctx, progress); err != nil {
+			return err
+		}
+		return s.TouchManifest(ctx, f.Digest) // it is in use
+	}
+	return f, nil
+}
+
+// ensure makes it local: what run needs. progress may be nil.
+func (a *App) ensure(ctx context.Context, s *store.Store, r ref.Ref, p oci.Platform, policy content.PullPolicy, progress func(content.Event)) (oci.Descriptor, error) {
+	f, err := a.locate(ctx, s, r, p, policy)
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	return f.Descriptor, f.Fetch(ctx, progress)
 }
 
 func (a *App) close() {

@@ -238,12 +238,12 @@ func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store, print
 		OnFail:    onFail,
 		Allow:     j.limits.allowed(j.network),
 		Log:       a.log,
-		Pull: func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (oci.Descriptor, error) {
+		Find: func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (*content.Found, error) {
 			policy := content.PullMissing
 			if always {
 				policy = content.PullAlways
 			}
-			return a.ensure(ctx, st, r, p, policy, nil)
+			return a.locate(ctx, st, r, p, policy)
 		},
 	})
 	defer engine.Close()

@@ -73,7 +73,7 @@ func (x *exporting) images(ctx context.Context, o *buildOutput) error {
 	form := o.form
 	form.Index = form.Index || x.res.Index
 	return x.engine.Work(title, func(w *build.Work) error {
-		asm, err := x.engine.Assemble(ctx, w, x.results(o), form)
+		asm, err := x.assemble(ctx, w, o, form)
 		if err != nil {
 			return err
 		}
@@ -96,10 +96,32 @@ func (x *exporting) images(ctx context.Context, o *buildOutput) error {
 	})
 }
 
+// assemble puts the image together. What is pushed, and nobody asked to keep,
+// does not come here for it: layers that are in a registry stay there, and the
+// image is not kept. A name that the store has must not go on meaning an older
+// image, so then they come.
+func (x *exporting) assemble(ctx context.Context, w *build.Work, o *buildOutput, form build.Form) (*build.Assembly, error) {
+	form.Leave = o.kind == outImage && o.push && !o.mustKeep
+	if form.Leave && o.keeps() {
+		for _, n := range o.names {
+			_, err := x.engine.Store().Resolve(ctx, n)
+			if err != nil && !isNotFound(err) {
+				return nil, err
+			}
+			form.Leave = form.Leave && err != nil
+		}
+	}
+	return x.engine.Assemble(ctx, w, x.results(o), form)
+}
+
 // keep puts an image into the store, under the names that o gives it.
 func (x *exporting) keep(ctx context.Context, w *build.Work, asm *build.Assembly, o *buildOutput) error {
 	if !o.keeps() {
 		return nil
+	}
+	if n := asm.Left(); n > 0 {
+		o.store = false
+		return w.Do(fmt.Sprintf("not kept here: %d of its layers are in a registry only (--load keeps it)", n), func() error { return nil })
 	}
 	var names []ref.Ref
 	if !o.pushByDigest {

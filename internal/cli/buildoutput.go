@@ -54,6 +54,7 @@ type buildOutput struct {
 	form                                        build.Form
 	push, pushByDigest, insecure                bool
 	store, unpack, canonical, danglingOnly      bool
+	mustKeep                                    bool // it was asked for, not only the usual
 	tar                                         bool // of an OCI layout
 	dangling                                    ref.Ref
 	epoch                                       *time.Time
@@ -94,6 +95,7 @@ func (f *outputFlags) parse(names []ref.Ref, terminal bool) ([]*buildOutput, err
 		if noLoad {
 			o.store = false
 		}
+		o.mustKeep = o.mustKeep && o.store || f.loadSet() && f.load
 		if err := o.checkDest(terminal); err != nil {
 			return nil, err
 		}
@@ -337,9 +339,13 @@ func (o *buildOutput) imageAttribute(k, v string) (bool, error) {
 	case "registry.insecure":
 		return flag(&o.insecure)
 	case "store":
-		return flag(&o.store)
+		ok, err := flag(&o.store)
+		o.mustKeep = o.mustKeep || o.store
+		return ok, err
 	case "unpack":
-		return flag(&o.unpack)
+		ok, err := flag(&o.unpack)
+		o.mustKeep = o.mustKeep || o.unpack
+		return ok, err
 	case "name-canonical":
 		return flag(&o.canonical)
 	case "danging-name-empty-only": // sic, in BuildKit

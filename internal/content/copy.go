@@ -32,6 +32,9 @@ type CopyOptions struct {
 	// Progress, if set, is called with each event; calls may come from several
 	// goroutines at once.
 	Progress func(Event)
+	// Resolved is what the source is known to have under the reference; unset,
+	// the source is asked.
+	Resolved *oci.Descriptor
 	// Parallel bounds transfers under way at once; 0 means 6.
 	Parallel int
 }
@@ -92,7 +95,7 @@ func Copy(ctx context.Context, dst Sink, to ref.Ref, src Source, from ref.Ref, o
 	c := &copier{src: src, dst: dst, to: to, from: from, opt: opt, slots: make(chan struct{}, opt.Parallel), done: map[oci.Digest]*result{}}
 	ctx, c.cancel = context.WithCancelCause(ctx)
 	defer c.cancel(nil)
-	d, err := src.Resolve(ctx, from)
+	d, err := c.resolve(ctx)
 	if err != nil {
 		return oci.Descriptor{}, sourceErr(err)
 	}
@@ -106,6 +109,13 @@ func Copy(ctx context.Context, dst Sink, to ref.Ref, src Source, from ref.Ref, o
 	}
 	c.event(Event{Kind: Tagged, Descriptor: d})
 	return d, nil
+}
+
+func (c *copier) resolve(ctx context.Context) (oci.Descriptor, error) {
+	if c.opt.Resolved != nil {
+		return *c.opt.Resolved, nil
+	}
+	return c.src.Resolve(ctx, c.from)
 }
 
 type copier struct {

@@ -169,8 +169,8 @@ func (l *lab) run(o map[string]string) (*build.Assembly, error) {
 		opt.Locals = map[string]string{}
 	}
 	opt.Locals["context"], opt.Locals["dockerfile"] = l.dir, l.dir
-	opt.Pull = func(ctx context.Context, r ref.Ref, p oci.Platform, _ bool) (oci.Descriptor, error) {
-		return content.Ensure(ctx, l.store, nil, r, p, content.PullNever, nil)
+	opt.Find = func(ctx context.Context, r ref.Ref, p oci.Platform, _ bool) (*content.Found, error) {
+		return content.Locate(ctx, l.store, nil, r, p, content.PullNever)
 	}
 	opt.Events = func(e build.Event) {
 		l.mu.Lock()

@@ -96,7 +96,7 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		g.fail(w, r, err)
 	}
-	g.log.Debug("registry", "method", r.Method, "path", r.URL.Path, "err", err, "took", time.Since(start))
+	g.log.Debug("registry", "method", r.Method, "path", r.URL.Path, "length", h.Get("Content-Length"), "err", err, "took", time.Since(start))
 }
 
 func (g *Registry) serve(w http.ResponseWriter, r *http.Request) error {
