@@ -191,15 +191,11 @@ func (a *App) builderPrune(ctx context.Context, o *cachePrune) error {
 // pruneCache is the build cache's part of `system prune`.
 func (a *App) pruneCache(ctx context.Context, s *store.Store, o *cachePrune) (int64, error) {
 	gone, bytes, err := a.selectCache(ctx, s, o)
-	if len(gone) > 0 {
-		fmt.Fprintln(a.Out, o.title("build cache objects"))
-		for _, c := range gone {
-			fmt.Fprintln(a.Out, c.ID)
-		}
-		fmt.Fprintln(a.Out)
-	}
+	printGone(a, "build cache objects", gone, o.dry, cacheID)
 	return bytes, err
 }
+
+func cacheID(c build.CacheRecord) string { return c.ID }
 
 // selectCache removes what o lets through, unless o is a dry run, and returns
 // it with the bytes that are free then.

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/docker/cli/templates"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -133,20 +131,7 @@ func (a *App) info(ctx context.Context, format string) error {
 	if format == "" {
 		return a.printInfo(info)
 	}
-	if format == "json" {
-		format = "{{json .}}"
-	}
-	tmpl, err := templates.Parse(format)
-	if err != nil {
-		return &Failure{Code: 64, Err: fmt.Errorf("template parsing error: %w", err)}
-	}
-	var b bytes.Buffer
-	err = tmpl.Execute(&b, info)
-	b.WriteByte('\n') // docker prints a line in any case
-	if _, werr := b.WriteTo(a.Out); werr != nil {
-		return werr
-	}
-	return dockerTypes(err, "*cli.systemInfo", "system.dockerInfo", a.name)
+	return a.printTemplate("", format, info, "system.dockerInfo")
 }
 
 func (a *App) gatherInfo(ctx context.Context, s *store.Store) (*systemInfo, error) {

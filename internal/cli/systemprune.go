@@ -77,21 +77,24 @@ func (a *App) pruneContainers(ctx context.Context, s *store.Store, o *pruneOptio
 		return slices.ContainsFunc(o.filters.values("label!"), func(l string) bool { return hasLabel(c.Labels, l) })
 	}
 	gone, bytes, err := container.In(s).Prune(ctx, keep, o.dry)
-	if len(gone) > 0 {
-		fmt.Fprintln(a.Out, o.title("Containers"))
-		for _, c := range gone {
-			fmt.Fprintln(a.Out, c.ID)
-		}
-		fmt.Fprintln(a.Out)
-	}
+	printGone(a, "Containers", gone, o.dry, func(c *container.Container) string { return c.ID })
 	return bytes, gone, daemon(err)
 }
 
-func (o *pruneOptions) title(what string) string {
-	if o.dry {
-		return "Would delete " + what + ":"
+// printGone lists the IDs of what a prune deleted, or with dry would.
+func printGone[T any](a *App, what string, gone []T, dry bool, id func(T) string) {
+	if len(gone) == 0 {
+		return
 	}
-	return "Deleted " + what + ":"
+	done := "Deleted"
+	if dry {
+		done = "Would delete"
+	}
+	fmt.Fprintf(a.Out, "%s %s:\n", done, what)
+	for _, one := range gone {
+		fmt.Fprintln(a.Out, id(one))
+	}
+	fmt.Fprintln(a.Out)
 }
 
 func (a *App) systemPruneCommand() *cobra.Command {
@@ -187,13 +190,7 @@ func (a *App) planSystem(ctx context.Context, s *store.Store, o *pruneOptions) e
 		if err != nil {
 			return err
 		}
-		if len(list) > 0 {
-			fmt.Fprintln(a.Out, o.title("build cache objects"))
-			for _, c := range list {
-				fmt.Fprintln(a.Out, c.ID)
-			}
-			fmt.Fprintln(a.Out)
-		}
+		printGone(a, "build cache objects", list, o.dry, cacheID)
 		records, mounts, err := build.PlanCache(ctx, s, list)
 		if err != nil {
 			return daemon(err)

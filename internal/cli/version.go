@@ -1,13 +1,11 @@
 package cli
 
 import (
-	"bytes"
 	"fmt"
 	"runtime"
 	"runtime/debug"
 	"time"
 
-	"github.com/docker/cli/templates"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -117,20 +115,7 @@ func (a *App) version(format string) error {
 		}
 		return t.Flush()
 	}
-	if format == "json" {
-		format = "{{json .}}"
-	}
-	tmpl, err := templates.New("version").Parse(format)
-	if err != nil {
-		return &Failure{Code: 64, Err: fmt.Errorf("template parsing error: %w", err)}
-	}
-	var b bytes.Buffer
-	err = tmpl.Execute(&b, v)
-	b.WriteByte('\n') // docker prints a line in any case
-	if _, werr := b.WriteTo(a.Out); werr != nil {
-		return werr
-	}
-	return dockerTypes(err, "cli.versionInfo", "system.versionInfo", a.name)
+	return a.printTemplate("version", format, v, "system.versionInfo")
 }
 
 // versions are the client's and, the same program, the server's.
