@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -17,7 +18,7 @@ import (
 )
 
 func (a *App) builderCommand() *cobra.Command {
-	return a.group("builder", "Manage builds", a.builderPruneCommand(), a.builderDuCommand())
+	return a.group("builder", "Manage builds", a.buildCommand("build"), a.builderPruneCommand(), a.builderDuCommand())
 }
 
 // buildxCommand is the same under the name of docker's plugin.
@@ -25,83 +26,82 @@ func (a *App) buildxCommand() *cobra.Command {
 	return a.group("buildx", "Manage builds, by docker buildx's names", a.buildCommand("build"), a.builderDuCommand(), a.builderPruneCommand(), a.imagetoolsCommand())
 }
 
-// cacheFilters are --filter of the build cache, some of which are bare words.
-type cacheFilters struct{ filters }
-
-// cacheWords are filters without a value.
-var cacheWords = []string{"inuse", "shared", "private", "mutable", "immutable"}
+// cacheFilterFlag is --filter of the build cache, some of which are bare words.
+type cacheFilterFlag struct{ *filters }
 
 // Set implements pflag.Value.
-func (f *cacheFilters) Set(s string) error {
-	if slices.Contains(cacheWords, s) {
+func (f cacheFilterFlag) Set(s string) error {
+	if cacheWords()[s] != nil {
 		s += "=true"
+	}
+	if since, ok := strings.CutPrefix(s, "unused-for="); ok {
+		s = "until=" + since
 	}
 	return f.filters.Set(strings.Replace(strings.Replace(s, "==", "=", 1), "~=", "=", 1))
 }
 
-// check refuses what is no filter of the build cache.
-func (f *cacheFilters) check() error {
-	if err := f.filters.check(append([]string{"until", "unused-for", "id", "type", "description"}, cacheWords...)...); err != nil {
-		return err
+// cacheWords are the filters without a value.
+func cacheWords() map[string]func(*build.CacheRecord) bool {
+	mutable := func(c *build.CacheRecord) bool { return c.Type == "exec.cachemount" }
+	return map[string]func(*build.CacheRecord) bool{
+		"inuse":     func(c *build.CacheRecord) bool { return c.InUse },
+		"shared":    func(c *build.CacheRecord) bool { return c.Shared },
+		"private":   func(c *build.CacheRecord) bool { return !c.Shared },
+		"mutable":   mutable,
+		"immutable": func(c *build.CacheRecord) bool { return !mutable(c) },
 	}
-	for i := range f.filters {
-		if f.filters[i].key == "unused-for" {
-			f.filters[i].key = "until"
-		}
-	}
-	for _, k := range []string{"id", "description"} {
-		for _, v := range f.values(k) {
-			if _, err := regexp.Compile(v); err != nil {
-				return daemonf("invalid filter '%s=%s'", k, v)
-			}
-		}
-	}
-	for _, k := range cacheWords {
-		if len(f.values(k)) > 0 {
-			if _, err := f.boolean(k); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
-// match tells whether the record is let through, but for its age. ID and
+// cacheTest makes the test that lets a record of the build cache through. ID and
 // description are regular expressions, as in BuildKit.
-func (f *cacheFilters) match(c *build.CacheRecord) bool {
-	mount := c.Type == "exec.cachemount"
-	for _, x := range f.filters {
-		yes := x.value == "1" || x.value == "true"
-		ok := true
-		switch x.key {
-		case "id":
-			ok = regexp.MustCompile(x.value).MatchString(c.ID)
-		case "description":
-			ok = regexp.MustCompile(x.value).MatchString(c.Description)
-		case "type":
-			ok = x.value == c.Type
-		case "inuse":
-			ok = c.InUse == yes
-		case "shared":
-			ok = c.Shared == yes
-		case "private":
-			ok = c.Shared != yes
-		case "mutable":
-			ok = mount == yes
-		case "immutable":
-			ok = mount != yes
-		}
-		if !ok {
-			return false
+func (f filters) cacheTest() (func(*build.CacheRecord) bool, error) {
+	words := slices.Sorted(maps.Keys(cacheWords()))
+	if err := f.check(append([]string{"until", "id", "type", "description"}, words...)...); err != nil {
+		return nil, err
+	}
+	var tests []func(*build.CacheRecord) bool
+	add := func(t func(*build.CacheRecord) bool) { tests = append(tests, t) }
+	until, err := f.before()
+	if err != nil {
+		return nil, err
+	}
+	if !until.IsZero() {
+		add(func(c *build.CacheRecord) bool { return c.Used.Before(until) })
+	}
+	for _, v := range f.values("type") {
+		add(func(c *build.CacheRecord) bool { return c.Type == v })
+	}
+	for key, text := range map[string]func(*build.CacheRecord) string{
+		"id":          func(c *build.CacheRecord) string { return c.ID },
+		"description": func(c *build.CacheRecord) string { return c.Description },
+	} {
+		for _, v := range f.values(key) {
+			re, err := regexp.Compile(v)
+			if err != nil {
+				return nil, daemonf("invalid filter '%s=%s'", key, v)
+			}
+			add(func(c *build.CacheRecord) bool { return re.MatchString(text(c)) })
 		}
 	}
-	return true
+	for _, word := range words {
+		if len(f.values(word)) == 0 {
+			continue
+		}
+		want, err := f.boolean(word)
+		if err != nil {
+			return nil, err
+		}
+		is := cacheWords()[word]
+		add(func(c *build.CacheRecord) bool { return is(c) == want })
+	}
+	return func(c *build.CacheRecord) bool {
+		return !slices.ContainsFunc(tests, func(fits func(*build.CacheRecord) bool) bool { return !fits(c) })
+	}, nil
 }
 
 // cachePrune is what the build cache's prune takes beside what all take.
 type cachePrune struct {
 	pruneOptions
-	filters                    cacheFilters
 	reserved, maxUsed, minFree string
 	keepStorage                string
 	verbose                    bool
@@ -147,12 +147,12 @@ func (a *App) builderPruneCommand() *cobra.Command {
 	fs.BoolVar(&o.verbose, "verbose", false, "Show all that is known of what goes")
 	fs.BoolVarP(&o.force, "force", "f", false, "Do not prompt for confirmation")
 	fs.BoolVar(&o.dry, "dry-run", false, "Show what would go, with true bytes, and change nothing")
-	fs.Var(&o.filters, "filter", `Remove only what fits ("until=24h", "unused-for=24h", "id=…", "type=exec.cachemount", "description=…", "private", "shared")`)
+	fs.Var(cacheFilterFlag{&o.filters}, "filter", `Remove only what fits ("until=24h", "unused-for=24h", "id=…", "type=exec.cachemount", "description=…", "private", "shared")`)
 	return cmd
 }
 
 func (a *App) builderPrune(ctx context.Context, o *cachePrune) error {
-	if err := o.filters.check(); err != nil {
+	if _, err := o.filters.cacheTest(); err != nil {
 		return err
 	}
 	if _, err := o.limit(); err != nil {
@@ -210,7 +210,7 @@ func (a *App) selectCache(ctx context.Context, s *store.Store, o *cachePrune) ([
 
 // chooseCache lists what o lets through.
 func (a *App) chooseCache(ctx context.Context, s *store.Store, o *cachePrune) ([]build.CacheRecord, error) {
-	until, err := o.filters.before()
+	fits, err := o.filters.cacheTest()
 	if err != nil {
 		return nil, err
 	}
@@ -227,13 +227,13 @@ func (a *App) chooseCache(ctx context.Context, s *store.Store, o *cachePrune) ([
 		return nil, err
 	}
 	may := func(c *build.CacheRecord) bool {
-		return (o.all || !c.Shared || len(o.filters.values("shared")) > 0) && (until.IsZero() || c.Used.Before(until)) && o.filters.match(c)
+		return (o.all || !c.Shared || len(o.filters.values("shared")) > 0) && fits(c)
 	}
 	return build.Evict(u.cache, may, func(total int64) int64 { return limit.Keep(total, free) }), nil
 }
 
 func (a *App) builderDuCommand() *cobra.Command {
-	var filters cacheFilters
+	var filters filters
 	var verbose bool
 	var format string
 	cmd := &cobra.Command{
@@ -247,20 +247,17 @@ func (a *App) builderDuCommand() *cobra.Command {
 		},
 	}
 	fs := cmd.Flags()
-	fs.Var(&filters, "filter", `Show only what fits ("until=24h", "id=…", "type=regular", "description=…", "inuse", "private", "shared")`)
+	fs.Var(cacheFilterFlag{&filters}, "filter", `Show only what fits ("until=24h", "id=…", "type=regular", "description=…", "inuse", "private", "shared")`)
 	fs.BoolVar(&verbose, "verbose", false, "Show all that is known of each record")
 	fs.StringVar(&format, "format", "", formatHelp)
 	return cmd
 }
 
-func (a *App) builderDu(ctx context.Context, filters cacheFilters, verbose bool, format string) error {
+func (a *App) builderDu(ctx context.Context, filters filters, verbose bool, format string) error {
 	if verbose && format != "" && format != "pretty" {
 		return fmt.Errorf("--format and --verbose cannot be used together")
 	}
-	if err := filters.check(); err != nil {
-		return err
-	}
-	until, err := filters.before()
+	fits, err := filters.cacheTest()
 	if err != nil {
 		return err
 	}
@@ -268,9 +265,7 @@ func (a *App) builderDu(ctx context.Context, filters cacheFilters, verbose bool,
 	if err != nil {
 		return err
 	}
-	list := slices.DeleteFunc(u.cache, func(c build.CacheRecord) bool {
-		return !filters.match(&c) || !until.IsZero() && !c.Used.Before(until)
-	})
+	list := slices.DeleteFunc(u.cache, func(c build.CacheRecord) bool { return !fits(&c) })
 	slices.Reverse(list) // what was used last first
 	switch {
 	case verbose || format == "pretty":

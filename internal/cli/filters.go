@@ -83,6 +83,19 @@ func parseBool(s string) (bool, error) {
 	return false, strconv.ErrSyntax
 }
 
+// before is the moment that the filter until= names, or none.
+func (f filters) before() (time.Time, error) {
+	v := f.values("until")
+	switch len(v) {
+	case 0:
+		return time.Time{}, nil
+	case 1:
+		t, err := timestamp(v[0], time.Now())
+		return t, daemon(err)
+	}
+	return time.Time{}, daemonf("more than one until filter specified")
+}
+
 // timestamp reads docker's forms of a time: Unix seconds with a fraction,
 // RFC 3339 whole or cut short, or a duration before now.
 func timestamp(s string, now time.Time) (time.Time, error) {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -317,17 +316,4 @@ func (a *App) confirm(ctx context.Context, question string) (bool, error) {
 		return false, err
 	}
 	return strings.EqualFold(strings.TrimSpace(line), "y"), nil
-}
-
-// before is the moment that the filter until= names, or none.
-func (f filters) before() (time.Time, error) {
-	v := f.values("until")
-	switch len(v) {
-	case 0:
-		return time.Time{}, nil
-	case 1:
-		t, err := timestamp(v[0], time.Now())
-		return t, daemon(err)
-	}
-	return time.Time{}, daemonf("more than one until filter specified")
 }

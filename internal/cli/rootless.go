@@ -22,7 +22,7 @@ import (
 // the root.
 func confined(command string) need {
 	switch command {
-	case "build", "image build", "buildx build", "run", "container run",
+	case "build", "image build", "buildx build", "run", "container run", "builder build",
 		"image cat", "image cp", "image diff", "image mutate", "image squash": // they may unpack
 		return always
 	case "help", "version", "login", "logout", "completion",

@@ -146,7 +146,7 @@ func (a *App) systemPrune(ctx context.Context, o *pruneOptions) error {
 	if err != nil {
 		return err
 	}
-	cache := cachePrune{pruneOptions: *o, filters: cacheFilters{o.filters}}
+	cache := cachePrune{pruneOptions: *o}
 	if o.prunesCache() {
 		n, err := a.pruneCache(ctx, s, &cache)
 		total += n
@@ -186,7 +186,7 @@ func (a *App) planSystem(ctx context.Context, s *store.Store, o *pruneOptions) e
 		return daemon(err)
 	}
 	if o.prunesCache() {
-		list, err := a.chooseCache(ctx, s, &cachePrune{pruneOptions: *o, filters: cacheFilters{o.filters}})
+		list, err := a.chooseCache(ctx, s, &cachePrune{pruneOptions: *o})
 		if err != nil {
 			return err
 		}
