@@ -107,9 +107,11 @@ type buildJob struct {
 	attests map[string]attestation
 	input   *buildInput
 	opts    map[string]string // the frontend's
+	call    buildCall
 	secrets buildSecrets
 	caches  *cacheEnds
-	agents  map[string]*sshagent.Agent
+	keys    []sshKey
+	agents  map[string]*sshagent.Agent // of the keys, where this process builds
 }
 
 func (j *buildJob) close() {
@@ -122,8 +124,8 @@ func (j *buildJob) close() {
 }
 
 // buildJob reads the flags and opens what they name.
-func (a *App) buildJob(ctx context.Context, f *buildFlags, path string) (_ *buildJob, err error) {
-	j := &buildJob{buildFlags: f}
+func (a *App) buildJob(ctx context.Context, f *buildFlags, call buildCall, path string) (_ *buildJob, err error) {
+	j := &buildJob{buildFlags: f, call: call}
 	defer func() {
 		if err != nil {
 			j.close()
@@ -141,13 +143,21 @@ func (a *App) buildJob(ctx context.Context, f *buildFlags, path string) (_ *buil
 	if j.builder, err = f.remote(); err != nil {
 		return nil, err
 	}
+	if j.builder != nil {
+		err = f.local()
+	} else {
+		err = f.shell.check(a)
+	}
+	if err != nil {
+		return nil, err
+	}
 	if j.attests, err = f.attestFlags.parse(); err != nil {
 		return nil, err
 	}
 	if j.input, err = a.openBuildInput(ctx, f, path); err != nil {
 		return nil, err
 	}
-	if j.opts, err = f.frontendOpts(j.input); err != nil {
+	if j.opts, err = f.frontendOpts(j.input, call); err != nil {
 		return nil, err
 	}
 	for _, o := range j.outs {
@@ -159,21 +169,27 @@ func (a *App) buildJob(ctx context.Context, f *buildFlags, path string) (_ *buil
 	if j.caches, err = a.caches(&f.cache, f.buildArgs, j.builder != nil); err != nil {
 		return nil, err
 	}
-	if j.agents, err = parseSSH(f.limits.ssh); err != nil {
+	if j.keys, err = parseSSH(f.limits.ssh); err != nil {
 		return nil, err
+	}
+	if j.builder == nil {
+		if j.agents, err = openAgents(j.keys); err != nil {
+			return nil, err
+		}
 	}
 	j.trace = f.traceID(j.input, path)
 	return j, nil
 }
 
 func (a *App) build(ctx context.Context, f *buildFlags, path string) error {
-	if _, err := f.calls(); err != nil {
-		return err
+	call, err := f.parseCall()
+	if err != nil {
+		return fmt.Errorf("ERROR: %w", err)
 	}
 	if !f.rm {
 		return &Failure{Code: 125, Err: errors.New("--rm=false is not supported: a build makes no containers")}
 	}
-	j, err := a.buildJob(ctx, f, path)
+	j, err := a.buildJob(ctx, f, call, path)
 	if err != nil {
 		return buildError(err)
 	}
@@ -193,31 +209,34 @@ func (a *App) build(ctx context.Context, f *buildFlags, path string) error {
 		return daemon(err)
 	}
 	defer release()
+	if j.builder != nil {
+		return a.buildRemote(ctx, j, st)
+	}
+	return a.buildHere(ctx, j, st)
+}
+
+// printer shows the progress from here on. The caller closes it.
+func (a *App) printer(f *buildFlags) (*term.BuildPrinter, error) {
 	mode := f.progress
 	if f.quiet {
 		mode = "quiet"
 	}
-	printer, err := term.NewBuildPrinter(mode, a.Err)
+	p, err := term.NewBuildPrinter(mode, a.Err)
 	if err != nil {
-		return fmt.Errorf("ERROR: %w", err)
+		return nil, fmt.Errorf("ERROR: %w", err)
 	}
-	if j.builder != nil {
-		return a.buildRemote(ctx, j, st, printer)
-	}
-	return a.buildHere(ctx, j, st, printer)
+	return p, nil
 }
 
-// buildHere builds in this process and ends the progress.
-func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store, printer *term.BuildPrinter) (err error) {
-	onFail, err := a.failShell(&j.shell, printer)
-	if err != nil {
-		printer.Close(nil)
-		return buildError(err)
-	}
+// buildHere builds in this process.
+func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store) (err error) {
 	limit, err := cacheLimit(st, j.cache.limit)
 	if err != nil {
-		printer.Close(nil)
 		return buildError(err)
+	}
+	printer, err := a.printer(j.buildFlags)
+	if err != nil {
+		return err
 	}
 	net := a.userNetwork(ctx, st, j.network)
 	defer net.Close()
@@ -235,7 +254,7 @@ func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store, print
 		CacheFrom: j.caches.from,
 		CacheTo:   j.caches.to,
 		SSH:       j.agents,
-		OnFail:    onFail,
+		OnFail:    a.failShell(&j.shell, printer),
 		Allow:     j.limits.allowed(j.network),
 		Log:       a.log,
 		Find: func(ctx context.Context, r ref.Ref, p oci.Platform, always bool) (*content.Found, error) {
@@ -257,7 +276,7 @@ func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store, print
 	}
 	if len(res.Images) == 0 {
 		printer.Close(nil)
-		return a.printCall(j.buildFlags, res.Metadata)
+		return a.printCall(j.call, res.Metadata)
 	}
 	out, err := a.buildOutputs(ctx, engine, res, j.outs)
 	if err != nil {

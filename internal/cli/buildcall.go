@@ -19,14 +19,8 @@ type buildCall struct {
 	ignoreStatus bool   // a check that found something ends with 0
 }
 
-// calls reads --call and --check: NAME[,format=json|text][,ignorestatus=BOOL].
-// What is wrong with it is said as buildx says it, before there is a build.
-func (f *buildFlags) calls() (c buildCall, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("ERROR: %w", err)
-		}
-	}()
+// parseCall reads --call and --check: NAME[,format=json|text][,ignorestatus=BOOL].
+func (f *buildFlags) parseCall() (c buildCall, err error) {
 	text := f.call
 	if f.check {
 		text = "check"
@@ -72,11 +66,7 @@ func (f *buildFlags) calls() (c buildCall, err error) {
 
 // printCall prints what the frontend answered; a check that found something
 // ends with exit code 1, as buildx's does.
-func (a *App) printCall(f *buildFlags, md map[string][]byte) error {
-	c, err := f.calls()
-	if err != nil {
-		return buildError(err)
-	}
+func (a *App) printCall(c buildCall, md map[string][]byte) error {
 	var found lint.LintResults
 	switch {
 	case c.request == "frontend.lint":

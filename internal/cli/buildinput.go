@@ -181,7 +181,7 @@ func (in *buildInput) namedContexts(list []string) error {
 }
 
 // frontendOpts are the options of docker's Dockerfile frontend.
-func (f *buildFlags) frontendOpts(in *buildInput) (map[string]string, error) {
+func (f *buildFlags) frontendOpts(in *buildInput, call buildCall) (map[string]string, error) {
 	o := map[string]string{"filename": in.filename, "target": f.target}
 	if in.filename == "" {
 		o["filename"] = "Dockerfile"
@@ -244,10 +244,6 @@ func (f *buildFlags) frontendOpts(in *buildInput) (map[string]string, error) {
 	}
 	if f.cgroupParent != "" {
 		o["cgroup-parent"] = f.cgroupParent
-	}
-	call, err := f.calls()
-	if err != nil {
-		return nil, err
 	}
 	if call.request != "" {
 		o["requestid"] = call.request

@@ -112,7 +112,8 @@ type sshKey struct {
 	paths []string
 }
 
-func sshKeys(list []string) ([]sshKey, error) {
+// parseSSH reads --ssh.
+func parseSSH(list []string) ([]sshKey, error) {
 	var keys []sshKey
 	seen := map[string]bool{}
 	for _, s := range list {
@@ -141,13 +142,9 @@ func sshKeys(list []string) ([]sshKey, error) {
 	return keys, nil
 }
 
-// parseSSH opens the agents of --ssh.
-func parseSSH(list []string) (map[string]*sshagent.Agent, error) {
-	keys, err := sshKeys(list)
-	if err != nil {
-		return nil, err
-	}
-	agents := map[string]*sshagent.Agent{}
+// openAgents opens the agents of --ssh.
+func openAgents(keys []sshKey) (agents map[string]*sshagent.Agent, err error) {
+	agents = map[string]*sshagent.Agent{}
 	for _, k := range keys {
 		if agents[k.id], err = sshagent.Open(k.paths); err != nil {
 			return nil, fmt.Errorf("--ssh %s: %w", k.id, err)

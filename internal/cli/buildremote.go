@@ -14,7 +14,6 @@ import (
 
 	"github.com/strake-project/strake/internal/build"
 	"github.com/strake-project/strake/internal/build/remote"
-	"github.com/strake-project/strake/internal/cli/term"
 	"github.com/strake-project/strake/internal/content/remote/auth"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
@@ -47,12 +46,8 @@ func (f *builderFlags) remote() (*remote.Builder, error) {
 	return remote.ParseBuilder(f.builder)
 }
 
-// buildRemote builds on a daemon and ends the progress.
-func (a *App) buildRemote(ctx context.Context, j *buildJob, st *store.Store, printer *term.BuildPrinter) (err error) {
-	if err := j.local(); err != nil {
-		printer.Close(nil)
-		return buildError(err)
-	}
+// buildRemote builds on a daemon.
+func (a *App) buildRemote(ctx context.Context, j *buildJob, st *store.Store) (err error) {
 	o := remote.Options{
 		Store:       st,
 		Frontend:    j.opts,
@@ -61,7 +56,6 @@ func (a *App) buildRemote(ctx context.Context, j *buildJob, st *store.Store, pri
 		Uploads:     j.input.uploads,
 		Secret:      j.secrets.get,
 		GitAgent:    j.input.gitAgent,
-		Events:      printer.Event,
 		Credentials: auth.Docker(a.flags.config),
 	}
 	for kind, at := range j.attests {
@@ -69,12 +63,10 @@ func (a *App) buildRemote(ctx context.Context, j *buildJob, st *store.Store, pri
 	}
 	files, err := a.remoteOutputs(&o, j.buildFlags, j.outs)
 	if err != nil {
-		printer.Close(nil)
 		return buildError(err)
 	}
 	defer func() { err = files.close(err) }()
 	if o.CacheFrom, o.CacheTo, err = j.cache.forDaemon(); err != nil {
-		printer.Close(nil)
 		return buildError(err)
 	}
 	for e, granted := range j.limits.allowed(j.network) {
@@ -82,27 +74,26 @@ func (a *App) buildRemote(ctx context.Context, j *buildJob, st *store.Store, pri
 			o.Entitlements = append(o.Entitlements, e)
 		}
 	}
-	keys, err := sshKeys(j.limits.ssh)
-	if err != nil {
-		printer.Close(nil)
-		return buildError(err)
-	}
-	for _, k := range keys {
+	for _, k := range j.keys {
 		o.Agents = append(o.Agents, sshprovider.AgentConfig{ID: k.id, Paths: k.paths})
 	}
 	conn, err := j.builder.Connect(ctx)
 	if err != nil {
-		printer.Close(nil)
 		return buildError(err)
 	}
 	defer conn.Close()
+	printer, err := a.printer(j.buildFlags)
+	if err != nil {
+		return err
+	}
+	o.Events = printer.Event
 	res, err := conn.Build(ctx, o)
 	if err != nil {
 		return a.buildFailed(printer, err)
 	}
 	printer.Close(nil)
 	if res.Metadata != nil {
-		return a.printCall(j.buildFlags, res.Metadata)
+		return a.printCall(j.call, res.Metadata)
 	}
 	if err := files.close(nil); err != nil {
 		return buildError(err)
@@ -117,17 +108,17 @@ func (a *App) buildRemote(ctx context.Context, j *buildJob, st *store.Store, pri
 }
 
 // local refuses what only a build in this process can do.
-func (j *buildJob) local() error {
+func (f *buildFlags) local() error {
 	switch {
-	case j.shell.onFail:
+	case f.shell.onFail:
 		return errors.New("--shell-on-fail is for builds on this machine")
-	case j.explain.form != "":
+	case f.explain.form != "":
 		return errors.New("--explain is for builds on this machine: a BuildKit daemon does not tell what changed")
-	case j.network == "pasta" || j.network == "slirp4netns":
-		return fmt.Errorf("--network %s is for builds on this machine: a BuildKit daemon has networks of its own", j.network)
-	case slices.ContainsFunc(j.addHosts, func(h string) bool { _, ip, _ := splitHost(h); return ip == hostGateway }):
+	case f.network == "pasta" || f.network == "slirp4netns":
+		return fmt.Errorf("--network %s is for builds on this machine: a BuildKit daemon has networks of its own", f.network)
+	case slices.ContainsFunc(f.addHosts, func(h string) bool { _, ip, _ := splitHost(h); return ip == hostGateway }):
 		return errors.New("host-gateway is for builds on this machine: name the address that the BuildKit daemon's machine has")
-	case j.cache.limit != "":
+	case f.cache.limit != "":
 		return errors.New("--cache-limit is for builds on this machine: a BuildKit daemon has a limit of its own")
 	}
 	return nil

@@ -21,14 +21,18 @@ func (f *shellFlags) declare(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.onFail, "shell-on-fail", false, "Open a shell in the file system of a RUN instruction that failed")
 }
 
+func (f *shellFlags) check(a *App) error {
+	if f.onFail && (!a.In.IsTerminal() || !a.Out.IsTerminal()) {
+		return errors.New("--shell-on-fail needs a terminal on stdin and stdout")
+	}
+	return nil
+}
+
 // failShell is what to do with a step that failed: nothing, or a shell in it.
 // Of several that fail at once the first one gets it.
-func (a *App) failShell(f *shellFlags, printer *term.BuildPrinter) (func(context.Context, *build.FailedStep), error) {
+func (a *App) failShell(f *shellFlags, printer *term.BuildPrinter) func(context.Context, *build.FailedStep) {
 	if !f.onFail {
-		return nil, nil
-	}
-	if !a.In.IsTerminal() || !a.Out.IsTerminal() {
-		return nil, errors.New("--shell-on-fail needs a terminal on stdin and stdout")
+		return nil
 	}
 	var once sync.Once
 	return func(ctx context.Context, failed *build.FailedStep) {
@@ -37,7 +41,7 @@ func (a *App) failShell(f *shellFlags, printer *term.BuildPrinter) (func(context
 			defer resume()
 			a.openShell(ctx, failed)
 		})
-	}, nil
+	}
 }
 
 func (a *App) openShell(ctx context.Context, failed *build.FailedStep) {
