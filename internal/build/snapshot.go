@@ -67,11 +67,27 @@ func (s *Snapshot) View(ctx context.Context) (tree.View, error) {
 		}
 		return l.View(ctx)
 	}
-	s.once.Do(func() { s.stack, s.err = stackView(ctx, s.store, s.Layers) })
+	s.once.Do(func() { s.stack, s.err = stackView(ctx, s.store, s.Layers, s.store.OpenFile) })
 	return s.stack, s.err
 }
 
-func stackView(ctx context.Context, st *store.Store, layers []Layer) (tree.View, error) {
+// Whole is View for who reads all of it once: no layer is unpacked for that.
+func (e *Engine) Whole(ctx context.Context, s *Snapshot) (tree.View, error) {
+	s, err := s.local(ctx)
+	if err != nil || s == nil || s.view != nil {
+		if err != nil {
+			return nil, err
+		}
+		return s.View(ctx)
+	}
+	spool := e.opt.Store.NewSpool()
+	e.opened(spool)
+	return stackView(ctx, s.store, s.Layers, spool.OpenFile)
+}
+
+type openFile func(ctx context.Context, diffID oci.Digest, e *layer.Entry) (io.ReadCloser, error)
+
+func stackView(ctx context.Context, st *store.Store, layers []Layer, open openFile) (tree.View, error) {
 	tocs := make([]*layer.TOC, len(layers))
 	if err := each(ctx, len(layers), func(ctx context.Context, i int) (err error) {
 		tocs[i], err = st.TOC(ctx, layers[i].DiffID)
@@ -80,7 +96,7 @@ func stackView(ctx context.Context, st *store.Store, layers []Layer) (tree.View,
 		return nil, err
 	}
 	return tree.New(tocs, func(ctx context.Context, i int, e *layer.Entry) (io.ReadCloser, error) {
-		return st.OpenFile(ctx, layers[i].DiffID, e)
+		return open(ctx, layers[i].DiffID, e)
 	}), nil
 }
 

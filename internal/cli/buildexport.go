@@ -234,7 +234,7 @@ func (x *exporting) files(ctx context.Context, o *buildOutput) error {
 	}
 	var parts []output.Part
 	for _, img := range x.results(o) {
-		view, err := img.Snapshot.View(ctx)
+		view, err := x.engine.Whole(ctx, img.Snapshot)
 		if err != nil {
 			return err
 		}

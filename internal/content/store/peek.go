@@ -13,24 +13,11 @@ import (
 // made; it is decompressed up to the file. That costs less than writing all of
 // its files for the sake of one, and works in a store that cannot be written.
 func (s *Store) PeekFile(ctx context.Context, diffID oci.Digest, e *layer.Entry) (io.ReadCloser, error) {
-	if err := checkDigest(diffID); err != nil {
-		return nil, err
-	}
-	var f form
-	err := s.read(ctx, func(t *tx) (err error) {
-		f, err = s.find(t, diffID)
-		if err == nil && f.kind == formPacked {
-			var kind int
-			if kind, _, err = t.tree(diffID); kind != treeNone {
-				f.kind = formTree
-			}
-		}
-		return err
-	})
+	packed, err := s.onlyPacked(ctx, diffID)
 	if err != nil {
 		return nil, err
 	}
-	if f.kind != formPacked || e.Offset < 0 || e.Digest == "" {
+	if !packed || e.Offset < 0 || e.Digest == "" {
 		return s.OpenFile(ctx, diffID, e)
 	}
 	r, err := s.Open(ctx, oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: diffID})
@@ -44,4 +31,22 @@ func (s *Store) PeekFile(ctx context.Context, diffID oci.Digest, e *layer.Entry)
 	// The file's own digest is checked; the layer's end is not reached.
 	file := oci.Verify(io.LimitReader(r, e.Size), oci.Descriptor{Digest: e.Digest, Size: e.Size})
 	return &stream{Reader: file, close: r.Close}, nil
+}
+
+// onlyPacked tells whether the layer has neither its plain tar nor a tree here.
+func (s *Store) onlyPacked(ctx context.Context, diffID oci.Digest) (bool, error) {
+	if err := checkDigest(diffID); err != nil {
+		return false, err
+	}
+	packed := false
+	err := s.read(ctx, func(t *tx) error {
+		f, err := s.find(t, diffID)
+		if err != nil || f.kind != formPacked {
+			return err
+		}
+		kind, _, err := t.tree(diffID)
+		packed = kind == treeNone
+		return err
+	})
+	return packed, err
 }
