@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/buildkit/util/gitutil"
 
@@ -142,6 +143,15 @@ type Git struct {
 	Scratch func(context.Context) (string, error)
 	// Log receives what git prints, if set; from several goroutines.
 	Log func(stream int, data []byte)
+	// Stall is how long a command may do nothing but wait; 0 is two minutes.
+	Stall time.Duration
+}
+
+func (g *Git) stall() time.Duration {
+	if g.Stall > 0 {
+		return g.Stall
+	}
+	return 2 * time.Minute
 }
 
 // Resolve finds the commit that s names, without fetching it.

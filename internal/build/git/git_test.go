@@ -29,7 +29,10 @@ type lab struct {
 	dir, url string
 	// auth is what the server wants as Authorization, if set.
 	auth atomic.Value
-	git  *Git
+	// refuse makes a test fail for a request that should not be, if set.
+	refuse func(*http.Request) bool
+	moved  map[string]string // where repositories went, by their paths
+	git    *Git
 }
 
 func newLab(t testing.TB) *lab {
@@ -49,9 +52,18 @@ func newLab(t testing.TB) *lab {
 	l := &lab{TB: t, dir: t.TempDir()}
 	h := &cgi.Handler{Path: backend, Env: []string{"GIT_PROJECT_ROOT=" + l.dir, "GIT_HTTP_EXPORT_ALL=1"}, Stderr: io.Discard}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if l.refuse != nil && l.refuse(r) {
+			t.Errorf("%s %s was sent %q", r.Method, r.URL.Path, r.Header.Get("Authorization"))
+		}
 		if auth := l.auth.Load(); auth != nil && r.Header.Get("Authorization") != auth {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
+		}
+		for old, to := range l.moved {
+			if rest, ok := strings.CutPrefix(r.URL.Path, old); ok {
+				http.Redirect(w, r, to+rest+"?"+r.URL.RawQuery, http.StatusMovedPermanently)
+				return
+			}
 		}
 		h.ServeHTTP(w, r)
 	}))

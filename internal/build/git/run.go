@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -63,8 +64,27 @@ type runner struct {
 	g      *Git
 	dir    string // scratch
 	env    []string
+	conf   *config
 	gitDir string
 	tree   string
+}
+
+// config is git's configuration, which it has from the environment: others
+// cannot read that as they can arguments.
+type config struct {
+	pairs  [][2]string
+	auth   string   // the Authorization header
+	scopes []string // the URLs below which it is sent
+}
+
+func (c *config) set(key, value string) { c.pairs = append(c.pairs, [2]string{key, value}) }
+
+func (c *config) environ() []string {
+	env := []string{"GIT_CONFIG_COUNT=" + strconv.Itoa(len(c.pairs))}
+	for i, kv := range c.pairs {
+		env = append(env, fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", i, kv[0]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", i, kv[1]))
+	}
+	return env
 }
 
 // runner makes what git needs to see and nothing else.
@@ -105,7 +125,7 @@ func (g *Git) runner(ctx context.Context, s *Source) (*runner, error) {
 			r.env = append(r.env, name+"="+v)
 		}
 	}
-	config := [][2]string{
+	r.conf = &config{auth: s.Auth, pairs: [][2]string{
 		{"core.hooksPath", "/dev/null"},
 		{"credential.helper", ""},
 		{"gc.auto", "0"},
@@ -113,15 +133,10 @@ func (g *Git) runner(ctx context.Context, s *Source) (*runner, error) {
 		{"advice.detachedHead", "false"},
 		// A server that sends nothing is given up.
 		{"http.lowSpeedLimit", "1"},
-		{"http.lowSpeedTime", "120"},
-	}
+		{"http.lowSpeedTime", strconv.Itoa(int(g.stall().Seconds()))},
+	}}
 	if s.Auth != "" {
-		// By the environment, which others cannot read as they can arguments.
-		config = append(config, [2]string{"http." + authScope(s) + ".extraheader", "Authorization: " + s.Auth})
-	}
-	r.env = append(r.env, "GIT_CONFIG_COUNT="+strconv.Itoa(len(config)))
-	for i, kv := range config {
-		r.env = append(r.env, fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", i, kv[0]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", i, kv[1]))
+		r.conf.authorize(authScope(s))
 	}
 	return r, nil
 }
@@ -164,8 +179,18 @@ func (r *runner) local() *runner {
 // repository, a commit.
 const maxOutput = 64 << 20
 
-// run runs a git command and returns what it wrote to stdout.
+// run runs a git command and returns what it wrote to stdout. A repository that
+// has moved is followed there.
 func (r *runner) run(ctx context.Context, args ...string) ([]byte, error) {
+	for moves := 0; ; moves++ {
+		out, err := r.once(ctx, args...)
+		if err == nil || moves == maxMoves || !r.follow(ctx, err) {
+			return out, err
+		}
+	}
+}
+
+func (r *runner) once(ctx context.Context, args ...string) ([]byte, error) {
 	name := args[0]
 	for i := 0; name == "-c" && i+2 < len(args); i += 2 {
 		name = args[i+2]
@@ -177,8 +202,10 @@ func (r *runner) run(ctx context.Context, args ...string) ([]byte, error) {
 	if r.tree != "" {
 		all = append(all, "--work-tree", r.tree)
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	cmd := exec.CommandContext(ctx, "git", append(all, args...)...)
-	cmd.Dir, cmd.Env = r.dir, r.env
+	cmd.Dir, cmd.Env = r.dir, slices.Concat(r.env, r.conf.environ())
 	if r.tree != "" {
 		cmd.Dir = r.tree
 	}
@@ -192,7 +219,13 @@ func (r *runner) run(ctx context.Context, args ...string) ([]byte, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
-	err := withUmask(cmd.Run)
+	err := withUmask(func() error {
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		defer r.watch(cmd.Process.Pid, cancel)()
+		return cmd.Wait()
+	})
 	if errors.Is(err, exec.ErrNotFound) {
 		return nil, fmt.Errorf("there is no git program in PATH, which git repositories need: install git: %w", oci.ErrUnsupported)
 	}
