@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,7 +82,7 @@ func (a *App) commit(ctx context.Context, args []string, o *commitOptions) error
 	if err != nil {
 		return daemon(err)
 	}
-	committedConfig(conf, c)
+	conf = c.Configured(conf)
 	if err := applyChanges(conf, o.changes); err != nil {
 		return daemon(err)
 	}
@@ -110,33 +109,6 @@ func (a *App) commit(ctx context.Context, args []string, o *commitOptions) error
 	}
 	fmt.Fprintln(a.Out, made.ID)
 	return nil
-}
-
-// committedConfig makes the image's command, user, working directory and
-// environment the container's, as docker does, and gives it the container's
-// labels.
-func committedConfig(conf *oci.Image, c *container.Container) {
-	if rest := c.Command; len(rest) >= len(conf.Config.Entrypoint) && slices.Equal(rest[:len(conf.Config.Entrypoint)], conf.Config.Entrypoint) {
-		conf.Config.Cmd = rest[len(conf.Config.Entrypoint):]
-	} else {
-		conf.Config.Entrypoint, conf.Config.Cmd = nil, rest
-	}
-	conf.Config.User = cmp.Or(c.User, conf.Config.User)
-	conf.Config.WorkingDir = cmp.Or(c.WorkingDir, conf.Config.WorkingDir)
-	for _, kv := range c.Env {
-		key, value, set := strings.Cut(kv, "=")
-		if set {
-			conf.Config.Env = setEnv(conf.Config.Env, key, value)
-			continue
-		}
-		conf.Config.Env = slices.DeleteFunc(conf.Config.Env, func(s string) bool { return strings.HasPrefix(s, key+"=") })
-	}
-	for k, v := range c.Labels {
-		if conf.Config.Labels == nil {
-			conf.Config.Labels = map[string]string{}
-		}
-		conf.Config.Labels[k] = v
-	}
 }
 
 func (a *App) exportCommand(use string) *cobra.Command {

@@ -4,9 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"maps"
-	"slices"
-	"strings"
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -240,31 +237,17 @@ func hostConfigOf(c *container.Container) hostConfig {
 	return o
 }
 
-// containerConfigOf is the image's config with what run was told instead.
 func containerConfigOf(c *container.Container, image *oci.Image) containerConfig {
-	conf := &image.Config
+	conf := &c.Configured(image).Config
 	o := containerConfig{
-		Hostname: c.Host.Hostname, User: cmp.Or(c.User, conf.User), WorkingDir: cmp.Or(c.WorkingDir, conf.WorkingDir),
+		Hostname: c.Host.Hostname, User: conf.User, WorkingDir: conf.WorkingDir,
 		AttachStdin: c.Host.OpenStdin, AttachStdout: true, AttachStderr: true,
 		Tty: c.Host.Tty, OpenStdin: c.Host.OpenStdin, StdinOnce: c.Host.OpenStdin,
-		ExposedPorts: conf.ExposedPorts, Env: slices.Clone(conf.Env), Healthcheck: conf.Healthcheck, Image: c.Image,
-		Volumes: conf.Volumes, OnBuild: conf.OnBuild, Labels: maps.Clone(c.Labels), StopSignal: conf.StopSignal, Shell: conf.Shell,
+		ExposedPorts: conf.ExposedPorts, Env: conf.Env, Cmd: conf.Cmd, Healthcheck: conf.Healthcheck, Image: c.Image, Volumes: conf.Volumes,
+		Entrypoint: conf.Entrypoint, OnBuild: conf.OnBuild, Labels: conf.Labels, StopSignal: conf.StopSignal, Shell: conf.Shell,
 	}
 	if o.Labels == nil {
 		o.Labels = map[string]string{}
-	}
-	for _, kv := range c.Env {
-		key, value, set := strings.Cut(kv, "=")
-		if set {
-			o.Env = setEnv(o.Env, key, value)
-			continue
-		}
-		o.Env = slices.DeleteFunc(o.Env, func(s string) bool { return strings.HasPrefix(s, key+"=") })
-	}
-	if n := len(conf.Entrypoint); len(c.Command) >= n && slices.Equal(c.Command[:n], conf.Entrypoint) {
-		o.Entrypoint, o.Cmd = conf.Entrypoint, c.Command[n:]
-	} else {
-		o.Cmd = c.Command
 	}
 	return o
 }

@@ -69,12 +69,6 @@ func usageError(cmd *cobra.Command, err error) error {
 // isNotFound tells whether err says that something is not there.
 func isNotFound(err error) bool { return errors.Is(err, oci.ErrNotFound) }
 
-// silent wraps a kind for errors.Is that the sentence has said already.
-type silent struct{ error }
-
-func (silent) Error() string   { return "" }
-func (s silent) Unwrap() error { return s.error }
-
 // Signal is the cause of a context that a signal cancelled.
 type Signal struct{ Signal os.Signal }
 

@@ -267,7 +267,7 @@ func squashFrom(ctx context.Context, s *store.Store, im *image.Image, from strin
 	}
 	base, err := s.Find(ctx, from)
 	if isNotFound(err) {
-		return 0, fmt.Errorf("--from %s: the image has no such layer, and there is no such local image%w", from, silent{oci.ErrNotFound})
+		return 0, fmt.Errorf("--from %s: the image has no such layer, and there is no such local image%w", from, oci.Unsaid(oci.ErrNotFound))
 	}
 	if err != nil {
 		return 0, err

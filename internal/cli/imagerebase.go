@@ -111,7 +111,7 @@ func oldBase(ctx context.Context, s *store.Store, im *image.Image, from, onto st
 		}
 	}
 	if best == nil {
-		return nil, fmt.Errorf("on which base the image lies is not known here: name it with --from%w", silent{oci.ErrNotFound})
+		return nil, fmt.Errorf("on which base the image lies is not known here: name it with --from%w", oci.Unsaid(oci.ErrNotFound))
 	}
 	return best, nil
 }

@@ -354,7 +354,7 @@ func notFound(name string, err error) error {
 	} else if r, err := ref.ParseImage(name); err == nil {
 		shown = r.Familiar()
 	}
-	return &Failure{Daemon: true, Err: fmt.Errorf("No such image: %s%w", shown, silent{oci.ErrNotFound})}
+	return &Failure{Daemon: true, Err: fmt.Errorf("No such image: %s%w", shown, oci.Unsaid(oci.ErrNotFound))}
 }
 
 // configured is a string of docker's config.json, "" where it has none.

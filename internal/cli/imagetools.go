@@ -69,7 +69,7 @@ func (a *App) remoteManifest(ctx context.Context, r ref.Ref) (*remoteManifest, e
 	var err error
 	if m.d, err = m.repo.Resolve(ctx, r); err != nil {
 		if isNotFound(err) {
-			return nil, fmt.Errorf("%s: not found%w", r, silent{oci.ErrNotFound})
+			return nil, fmt.Errorf("%s: not found%w", r, oci.Unsaid(oci.ErrNotFound))
 		}
 		return nil, err
 	}

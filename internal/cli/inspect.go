@@ -161,7 +161,7 @@ func (a *App) inspectOne(ctx context.Context, s *store.Store, name string, o *in
 			return object, err
 		}
 		if o.kind == "container" {
-			return nil, &Failure{Daemon: true, Err: fmt.Errorf("No such container: %s%w", name, silent{oci.ErrNotFound})}
+			return nil, &Failure{Daemon: true, Err: fmt.Errorf("No such container: %s%w", name, oci.Unsaid(oci.ErrNotFound))}
 		}
 	}
 	img, err := findImage(ctx, s, name)

@@ -93,7 +93,7 @@ func inImage(ctx context.Context, im *image.Image, name, p string, follow bool) 
 	e, err := im.Find(ctx, p, follow)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, daemonf("%s: %s: no such file or directory in the image%w", name, p, silent{oci.ErrNotFound})
+		return nil, daemonf("%s: %s: no such file or directory in the image%w", name, p, oci.Unsaid(oci.ErrNotFound))
 	case err != nil:
 		return nil, daemonf("%s: %w", name, err)
 	case e.Type == layer.Dir:

@@ -38,7 +38,7 @@ const bucketLists = "manifestlist"
 func (a *App) localList(ctx context.Context, s *store.Store, list ref.Ref) ([]listEntry, error) {
 	r, err := s.GetRecord(ctx, bucketLists, list.String())
 	if isNotFound(err) {
-		return nil, fmt.Errorf("No such manifest: %s%w", list, silent{oci.ErrNotFound})
+		return nil, fmt.Errorf("No such manifest: %s%w", list, oci.Unsaid(oci.ErrNotFound))
 	}
 	if err != nil {
 		return nil, daemon(err)
@@ -61,7 +61,7 @@ func (a *App) remoteEntry(ctx context.Context, r ref.Ref, insecure bool) (e list
 	repo := a.registries(r, insecure).Repository(r)
 	d, err := repo.Resolve(ctx, r)
 	if isNotFound(err) {
-		return e, false, fmt.Errorf("no such manifest: %s%w", r, silent{oci.ErrNotFound})
+		return e, false, fmt.Errorf("no such manifest: %s%w", r, oci.Unsaid(oci.ErrNotFound))
 	}
 	if err != nil {
 		return e, false, err

@@ -159,11 +159,11 @@ func Among(list []*Container, name string) (*Container, error) {
 	}
 	switch len(prefixed) {
 	case 0:
-		return nil, fmt.Errorf("No such container: %s%w", name, quiet{oci.ErrNotFound})
+		return nil, fmt.Errorf("No such container: %s%w", name, oci.Unsaid(oci.ErrNotFound))
 	case 1:
 		return prefixed[0], nil
 	}
-	return nil, fmt.Errorf("multiple IDs found with provided prefix: %s%w", name, quiet{oci.ErrInvalid})
+	return nil, fmt.Errorf("multiple IDs found with provided prefix: %s%w", name, oci.Unsaid(oci.ErrInvalid))
 }
 
 // Delete removes a container that does not run, or with force kills it first.
@@ -174,7 +174,7 @@ func (c *Set) Delete(ctx context.Context, name string, force bool) error {
 	}
 	if one.State == Running {
 		if !force {
-			return fmt.Errorf("cannot remove container %q: container is running: stop the container before removing or force remove%w", name, quiet{oci.ErrConflict})
+			return fmt.Errorf("cannot remove container %q: container is running: stop the container before removing or force remove%w", name, oci.Unsaid(oci.ErrConflict))
 		}
 		if err := c.kill(ctx, one); err != nil {
 			return fmt.Errorf("cannot remove container %q: %w", name, err)
@@ -238,7 +238,7 @@ func (c *Set) reserve(ctx context.Context, one *Container) error {
 		return fmt.Errorf("lock %s: %w", all.Name(), err)
 	}
 	if one.Name != "" && !validName().MatchString(one.Name) {
-		return fmt.Errorf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed%w", one.Name, quiet{oci.ErrInvalid})
+		return fmt.Errorf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed%w", one.Name, oci.Unsaid(oci.ErrInvalid))
 	}
 	list, err := c.List(ctx)
 	if err != nil {
@@ -250,7 +250,7 @@ func (c *Set) reserve(ctx context.Context, one *Container) error {
 	}
 	if id := taken[one.Name]; one.Name != "" && id != "" {
 		return fmt.Errorf("Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.%w",
-			"/"+one.Name, id, quiet{oci.ErrConflict})
+			"/"+one.Name, id, oci.Unsaid(oci.ErrConflict))
 	}
 	for one.Name == "" {
 		if name := randomName(); taken[name] == "" {
@@ -259,12 +259,6 @@ func (c *Set) reserve(ctx context.Context, one *Container) error {
 	}
 	return c.record(ctx, one)
 }
-
-// quiet is a kind that its sentence need not name.
-type quiet struct{ error }
-
-func (quiet) Error() string   { return "" }
-func (q quiet) Unwrap() error { return q.error }
 
 func validName() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`) }
 

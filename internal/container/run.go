@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -177,7 +178,13 @@ func environment(spec *sandbox.Spec, image, caller []string) []string {
 	if spec.Terminal {
 		env = append(env, "TERM=xterm")
 	}
-	for _, kv := range slices.Concat(image, caller) {
+	return setEnv(setEnv(env, image), caller)
+}
+
+// setEnv is env with what changes says: KEY=value sets, KEY removes.
+func setEnv(env, changes []string) []string {
+	env = slices.Clone(env)
+	for _, kv := range changes {
 		key, _, set := strings.Cut(kv, "=")
 		at := slices.IndexFunc(env, func(e string) bool { return strings.HasPrefix(e, key+"=") })
 		switch {
@@ -190,6 +197,29 @@ func environment(spec *sandbox.Spec, image, caller []string) []string {
 		}
 	}
 	return env
+}
+
+// Configured is c's image with what run was told instead of what its config
+// says: command, user, working directory, environment and labels.
+func (c *Container) Configured(image *oci.Image) *oci.Image {
+	out := *image
+	conf := &out.Config
+	if n := len(conf.Entrypoint); len(c.Command) >= n && slices.Equal(c.Command[:n], conf.Entrypoint) {
+		conf.Cmd = c.Command[n:]
+	} else {
+		conf.Entrypoint, conf.Cmd = nil, c.Command
+	}
+	conf.User = cmp.Or(c.User, conf.User)
+	conf.WorkingDir = cmp.Or(c.WorkingDir, conf.WorkingDir)
+	conf.Env = setEnv(conf.Env, c.Env)
+	if len(c.Labels) > 0 {
+		conf.Labels = maps.Clone(conf.Labels)
+		if conf.Labels == nil {
+			conf.Labels = map[string]string{}
+		}
+		maps.Copy(conf.Labels, c.Labels)
+	}
+	return &out
 }
 
 // volumes gives each VOLUME of the image that nothing is mounted on, and that

@@ -52,3 +52,12 @@ func (e *SizeError) Error() string {
 
 // Is makes a SizeError an ErrCorrupt.
 func (e *SizeError) Is(target error) bool { return target == ErrCorrupt }
+
+// Unsaid is an error's kind that its sentence says in other words: wrapped, it
+// adds nothing to the text.
+func Unsaid(kind error) error { return unsaid{kind} }
+
+type unsaid struct{ error }
+
+func (unsaid) Error() string   { return "" }
+func (u unsaid) Unwrap() error { return u.error }
