@@ -157,29 +157,11 @@ func changeEntries(changes []tree.Change, upper tree.View) ([]*layer.Entry, erro
 		entries = append(entries, e)
 	}
 	sort.Slice(entries, func(i, j int) bool { return layer.Less(entries[i], entries[j]) })
-	relink(entries)
-	return entries, nil
-}
-
-// relink makes, of the names of one file, the first the file and the others
-// hard links to it, whichever of them a layer had first.
-func relink(entries []*layer.Entry) {
-	first := map[string]string{}
+	firsts := tree.FirstNames{}
 	for _, e := range entries {
-		if e.Type != layer.Regular {
-			continue
-		}
-		group := e.Path
-		if e.Link != "" {
-			group = e.Link
-		}
-		e.Link = ""
-		if to, seen := first[group]; seen {
-			e.Type, e.Link = layer.HardLink, to
-		} else {
-			first[group] = e.Path
-		}
+		firsts.Relink(e, e.Path)
 	}
+	return entries, nil
 }
 
 // writeEntry writes e, with its content from view if it is a file.

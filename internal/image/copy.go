@@ -41,9 +41,8 @@ func members(v tree.View, root, as string) ([]member, error) {
 	return all, relink(all)
 }
 
-// relink puts all into canonical order. Of the names of one file the first is
-// the file then and the others are hard links to it, whichever of them a layer
-// had first and whether or not that one is here.
+// relink puts all into canonical order, in which the first name of a file is the
+// file and the others are hard links to it.
 func relink(all []member) error {
 	slices.SortFunc(all, func(a, b member) int {
 		switch {
@@ -54,24 +53,13 @@ func relink(all []member) error {
 		}
 		return 0
 	})
-	first := map[string]string{}
+	firsts := tree.FirstNames{}
 	for i := range all {
 		m := &all[i]
-		switch m.Type {
-		case layer.HardLink:
+		if m.Type == layer.HardLink {
 			return fmt.Errorf("%s: hard link to %s, which no layer has: %w", m.from, m.Link, oci.ErrInvalid)
-		case layer.Regular:
-			group := m.from
-			if m.Link != "" {
-				group = m.Link
-			}
-			m.Link = ""
-			if to, seen := first[group]; seen {
-				m.Type, m.Link = layer.HardLink, to
-			} else {
-				first[group] = m.Path
-			}
 		}
+		firsts.Relink(&m.Entry, m.from)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/oci/layer"
+	"github.com/strake-project/strake/internal/oci/tree"
 )
 
 // Dir lays the parts over the directory dest, made if it is missing. What has
@@ -36,7 +37,7 @@ func Dir(ctx context.Context, dest string, parts []Part) (skipped []string, err 
 	seen := map[string]bool{}
 	for i := range parts {
 		p := &parts[i]
-		d := &dirWriter{ctx: ctx, part: p, root: root, uid: os.Getuid(), gid: os.Getgid(), firsts: map[string]string{}, seen: seen}
+		d := &dirWriter{ctx: ctx, part: p, root: root, uid: os.Getuid(), gid: os.Getgid(), firsts: tree.FirstNames{}, seen: seen}
 		if err := d.run(); err != nil {
 			return skipped, fmt.Errorf("%s: %w", dest, err)
 		}
@@ -62,7 +63,7 @@ type dirWriter struct {
 	part     *Part
 	root     int
 	uid, gid int
-	firsts   map[string]string
+	firsts   tree.FirstNames
 	asides   atomic.Int64 // files that were written aside
 	// seen are the files that were written, so that of two platforms without a
 	// directory each none overwrites the other's.

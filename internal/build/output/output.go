@@ -35,26 +35,13 @@ type item struct {
 	body []byte // of an extra file, instead
 }
 
-// name returns the item of e; of the names of one file the first that came is
-// the file and the others are hard links to it. firsts remembers those.
-func (p *Part) item(e *layer.Entry, firsts map[string]string) item {
+// item is what is to be written of e; firsts knows the files that came before.
+func (p *Part) item(e *layer.Entry, firsts tree.FirstNames) item {
 	it := item{Entry: *e, from: e.Path}
 	if p.Time != nil {
 		it.ModTime = *p.Time
 	}
-	if it.Type != layer.Regular {
-		return it
-	}
-	group := it.Path
-	if it.Link != "" {
-		group = it.Link
-	}
-	it.Link = ""
-	if to, seen := firsts[group]; seen {
-		it.Type, it.Link = layer.HardLink, to
-	} else {
-		firsts[group] = it.Path
-	}
+	firsts.Relink(&it.Entry, e.Path)
 	return it
 }
 

@@ -43,7 +43,7 @@ func (t *tarWriter) part(p *Part) error {
 			return err
 		}
 	}
-	firsts := map[string]string{}
+	firsts := tree.FirstNames{}
 	err := tree.Walk(p.View, ".", func(e *layer.Entry) error {
 		if err := checkContext(t.ctx); err != nil {
 			return err
