@@ -33,6 +33,14 @@ type plannedImage struct {
 	Bytes   int64      `json:"bytes"`
 }
 
+// shown is what people call the image.
+func (p *plannedImage) shown() string {
+	if len(p.Names) > 0 {
+		return p.Names[0]
+	}
+	return string(p.ID)
+}
+
 // writePlan writes what p would do.
 func (a *App) writePlan(ctx context.Context, s *store.Store, file string, p store.Prune) error {
 	p.Dry = true
@@ -119,7 +127,7 @@ func (a *App) choosePlanned(ctx context.Context, s *store.Store, plan *prunePlan
 	for _, pl := range plan.Images {
 		img := now[pl.ID]
 		if why := changedSince(plan, &pl, img, used[pl.ID]); why != "" {
-			a.skipped(string(pl.ID), why)
+			a.skipped(pl.shown(), why)
 			continue
 		}
 		chosen := *img
@@ -164,7 +172,7 @@ func intersect(refs []ref.Ref, names []string) []ref.Ref {
 }
 
 func (a *App) skipped(what, why string) {
-	fmt.Fprintf(a.Err, "Skipped: %s: %s\n", strings.TrimPrefix(what, "docker.io/library/"), why)
+	fmt.Fprintf(a.Err, "Skipped: %s: %s\n", strings.TrimPrefix(strings.TrimPrefix(what, "docker.io/library/"), "docker.io/"), why)
 }
 
 // stillThere says which images could not go because another process has them.

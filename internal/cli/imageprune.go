@@ -35,7 +35,7 @@ func (o *pruneOptions) pruneFlags(cmd *cobra.Command, filters string) {
 type imagePruneOptions struct {
 	pruneOptions
 	prunePolicy
-	plan, apply string
+	plan, apply, format string
 }
 
 func (a *App) imagePruneCommand() *cobra.Command {
@@ -65,6 +65,7 @@ func (a *App) imagePruneCommand() *cobra.Command {
 	fs.BoolVar(&o.now, "now", false, nowHelp)
 	fs.StringVar(&o.plan, "plan", "", "Write what would go to this file, as JSON, and change nothing")
 	fs.StringVar(&o.apply, "apply", "", "Remove exactly what this file of --plan says, but nothing that came into use since")
+	fs.StringVar(&o.format, "format", "", `With --dry-run: print with "table", "table TEMPLATE", "json" or a Go TEMPLATE`)
 	o.addFlags(fs)
 	o.pruneFlags(cmd, "dangling=, label=, label!=, until=")
 	return cmd
@@ -79,6 +80,9 @@ func (a *App) imagePrune(ctx context.Context, o *imagePruneOptions) error {
 	}
 	if err := o.check(); err != nil {
 		return err
+	}
+	if o.format != "" && !o.dry {
+		return errors.New("--format is how --dry-run prints: give it too")
 	}
 	if o.apply != "" {
 		if o.all || len(o.filters) > 0 || o.any() || o.plan != "" {
@@ -116,15 +120,15 @@ func (a *App) imagePrune(ctx context.Context, o *imagePruneOptions) error {
 		if err := a.writePlan(ctx, s, o.plan, p); err != nil {
 			return err
 		}
-		return a.planImages(ctx, s, p, 0)
+		return a.planImages(ctx, s, p, o.format)
 	}
-	return a.pruneImages(ctx, s, p)
+	return a.pruneImages(ctx, s, p, o.format)
 }
 
 // pruneImages does p and prints what went, or with Dry what would.
-func (a *App) pruneImages(ctx context.Context, s *store.Store, p store.Prune) error {
+func (a *App) pruneImages(ctx context.Context, s *store.Store, p store.Prune, format string) error {
 	if p.Dry {
-		return a.planImages(ctx, s, p, 0)
+		return a.planImages(ctx, s, p, format)
 	}
 	done, err := s.Prune(ctx, p)
 	if err != nil {
@@ -133,6 +137,7 @@ func (a *App) pruneImages(ctx context.Context, s *store.Store, p store.Prune) er
 	printDeleted(a.Out, p.Images, done)
 	a.reclaimed(done.Bytes)
 	a.waits(done.Waiting)
+	a.kept(done.Held)
 	return nil
 }
 
@@ -153,7 +158,7 @@ func (a *App) applyPlan(ctx context.Context, o *imagePruneOptions) error {
 	if err != nil {
 		return err
 	}
-	err = a.pruneImages(ctx, s, store.Prune{Images: images, Content: plan.Content, Dry: o.dry, Now: a.pruneNow(&o.pruneOptions)})
+	err = a.pruneImages(ctx, s, store.Prune{Images: images, Content: plan.Content, Dry: o.dry, Now: a.pruneNow(&o.pruneOptions)}, o.format)
 	if err != nil || o.dry {
 		return err
 	}
@@ -263,24 +268,72 @@ func (a *App) waits(bytes int64) {
 	}
 }
 
+// kept says what prune could not free, where people look for it.
+func (a *App) kept(bytes int64) {
+	if bytes > 0 && a.name != "docker" {
+		fmt.Fprintf(a.Out, "Kept by build cache and containers: %s (%s system prune -a --dry-run shows it)\n", humanSize(bytes), a.name)
+	}
+}
+
 func (a *App) reclaimed(bytes int64) {
 	fmt.Fprintln(a.Out, "Total reclaimed space:", humanSize(bytes))
 }
 
-// planImages prints what p would delete: each image with the bytes that go
-// with it, those that several share at the first. more are the bytes of what
-// was said before.
-func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune, more int64) error {
+// planImages prints what p would delete.
+func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune, format string) error {
 	p.Dry = true
 	done, err := s.Prune(ctx, p)
 	if err != nil {
 		return daemon(err)
 	}
+	if format != "" && format != "table" {
+		return a.formatPlan(p.Images, done, format)
+	}
+	if err := a.printPlan(p.Images, done); err != nil {
+		return err
+	}
+	a.wouldFree(done.Bytes + done.Waiting)
+	a.kept(done.Held)
+	return nil
+}
+
+// planRow is an image of a dry run; its fields are the placeholders. Where Bytes
+// are of what no image needs, there is no ID.
+type planRow struct {
+	Bytes int64
+	ID    string
+	Names []string
+	Size  string
+}
+
+func (a *App) formatPlan(images []store.Image, done *store.Pruned, format string) error {
+	var rows []*planRow
+	rest := done.Bytes + done.Waiting
+	for i := range images {
+		row := &planRow{Bytes: done.Shares[i], ID: string(images[i].ID), Names: []string{}}
+		for _, n := range done.Untagged[images[i].ID] {
+			row.Names = append(row.Names, n.Familiar())
+		}
+		rest -= row.Bytes
+		rows = append(rows, row)
+	}
+	if rest > 0 {
+		rows = append(rows, &planRow{Bytes: rest, Names: []string{}})
+	}
+	for _, row := range rows {
+		row.Size = humanSize(row.Bytes)
+	}
+	return term.PrintRows(a.Out, format, term.Header{"ID": "IMAGE ID", "Names": "NAMES", "Size": "WOULD FREE", "Bytes": "BYTES"}, rows)
+}
+
+// printPlan prints each image with the bytes that go with it, those that several
+// share at the first.
+func (a *App) printPlan(images []store.Image, done *store.Pruned) error {
 	rest := done.Bytes + done.Waiting
 	w := term.NewTable(a.Out)
 	fmt.Fprintln(w, "IMAGE ID\tNAME\tWOULD FREE")
-	for i := range p.Images {
-		img := &p.Images[i]
+	for i := range images {
+		img := &images[i]
 		n := done.Shares[i]
 		rest -= n
 		name := "<none>"
@@ -297,11 +350,7 @@ func (a *App) planImages(ctx context.Context, s *store.Store, p store.Prune, mor
 	if rest > 0 {
 		fmt.Fprintf(w, "<none>\twhat no image needs\t%s\n", humanSize(rest))
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	a.wouldFree(done.Bytes + done.Waiting + more)
-	return nil
+	return w.Flush()
 }
 
 func (a *App) wouldFree(bytes int64) {

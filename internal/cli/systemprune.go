@@ -198,7 +198,15 @@ func (a *App) planSystem(ctx context.Context, s *store.Store, o *pruneOptions) e
 		bytes += mounts
 		p.Records = append(p.Records, records...)
 	}
-	return a.planImages(ctx, s, p, bytes)
+	done, err := s.Prune(ctx, p)
+	if err != nil {
+		return daemon(err)
+	}
+	if err := a.printPlan(p.Images, done); err != nil {
+		return err
+	}
+	a.wouldFree(done.Bytes + done.Waiting + bytes)
+	return nil
 }
 
 func (o *pruneOptions) systemWarning() string {

@@ -261,6 +261,9 @@ func (g *graph) dead(q question) []oci.Digest {
 		}
 	}
 	rooted := isHeld | isRecord
+	if q.bare {
+		rooted = isHeld
+	}
 	if q.waiting {
 		rooted |= isWaiting
 	}

@@ -37,12 +37,16 @@ type Pruned struct {
 	Records  []Record                 // that are gone
 	Dead     []oci.Digest             // blobs and layers that nothing needs any more, all of them
 	Waiting  int64                    // disk bytes of what was removed and waits
+	// Held is the disk bytes of what of the Images stays because of records
+	// alone. It is known of many images, of everything, and in a dry run.
+	Held int64
 
 	// Of a dry run: the disk bytes that go with each of the Images, those that
 	// several have at the first; and which of the Dead none of them has.
 	Shares []int64
 	Rest   []oci.Digest
 
+	held   []oci.Digest       // see Held
 	erased []oci.Digest       // of the dead, those that do not wait
 	owner  map[oci.Digest]int // of a dry run's dead, whose share they are
 }
@@ -60,6 +64,9 @@ func (s *Store) Prune(ctx context.Context, p Prune) (*Pruned, error) {
 	}
 	if err := s.sweepLeases(); err != nil {
 		return nil, err
+	}
+	if !p.Dry {
+		s.worked.Store(true) // who prunes wants what has waited long enough gone too
 	}
 	done := &Pruned{Untagged: map[oci.Digest][]ref.Ref{}}
 	err := s.decide(ctx, !p.Dry, func(t *tx) error {
@@ -214,6 +221,13 @@ func (s *Store) weigh(ctx context.Context, p *Prune, done *Pruned) error {
 	sizes, err := s.sizes(ctx, done.Dead)
 	if err != nil {
 		return err
+	}
+	held, err := s.sizes(ctx, done.held)
+	if err != nil {
+		return err
+	}
+	for _, n := range held {
+		done.Held += n
 	}
 	erased := map[oci.Digest]bool{}
 	for _, d := range done.erased {

@@ -53,6 +53,11 @@ func (s *Store) pruneMany(t *tx, p *Prune, from []oci.Digest, done *Pruned) erro
 	g.sort(rest, &done.Freed)
 	done.erased = append(done.erased, rest...)
 	done.Dead = slices.Compact(slices.Sorted(slices.Values(slices.Concat(removed, done.erased))))
+	dead := map[oci.Digest]bool{}
+	for _, d := range done.Dead {
+		dead[d] = true
+	}
+	done.held = slices.DeleteFunc(g.dead(question{from: images, loose: true, bare: true}), func(d oci.Digest) bool { return dead[d] })
 	if p.Dry {
 		done.owner = g.owners(p.Images, done.Dead)
 		return nil

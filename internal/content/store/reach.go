@@ -14,6 +14,7 @@ type question struct {
 	from    []oci.Digest // or of what is below these
 	loose   bool         // images without a name are kept too, but not from itself
 	waiting bool         // and what waits for its space to be reclaimed
+	bare    bool         // as if there were no records (for the graph in memory)
 }
 
 // rootTables name what is kept from outside the graph.
