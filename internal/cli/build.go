@@ -225,6 +225,7 @@ func (a *App) printer(f *buildFlags) (*term.BuildPrinter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ERROR: %w", err)
 	}
+	p.Program, p.Expand = a.name, a.flags.debug
 	return p, nil
 }
 

@@ -160,7 +160,7 @@ func (a *App) examine(ctx context.Context, s *store.Store, o *doctorOptions) ([]
 
 // examining shows how much was read, on a terminal.
 func (a *App) examining(o *doctorOptions) func(done, of int64) {
-	if o.quick || !a.Err.IsTerminal() {
+	if o.quick || !a.Err.Draws() {
 		return nil
 	}
 	last := int64(-1)

@@ -74,7 +74,7 @@ func (a *App) load(ctx context.Context, o *loadOptions) error {
 		return err
 	}
 	printer := term.NewTransferPrinter(a.Err, term.Load)
-	if !o.quiet && a.Err.IsTerminal() {
+	if !o.quiet && a.Err.Draws() {
 		opt.Progress = printer.Event
 	}
 	for _, im := range src.Images() {

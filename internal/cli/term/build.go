@@ -20,6 +20,12 @@ import (
 //	quiet  nothing
 //	rawjson  every event as a line of JSON
 type BuildPrinter struct {
+	// Program is what the user called, and Expand whether the summary of the
+	// Dockerfile's checks says all there is to know of each. Set them before the
+	// first event.
+	Program string
+	Expand  bool
+
 	mu     sync.Mutex
 	view   buildView
 	out    *Out
@@ -86,7 +92,7 @@ func NewBuildPrinter(mode string, out *Out) (*BuildPrinter, error) {
 		return p, nil
 	case mode == "rawjson":
 		p.view = &rawView{out: out}
-	case mode == "plain", (mode == "auto" || mode == "") && !out.IsTerminal():
+	case mode == "plain", (mode == "auto" || mode == "") && !out.Draws():
 		p.view = &plainView{out: out}
 	case mode == "auto", mode == "", mode == "tty":
 		if !out.IsTerminal() {

@@ -80,7 +80,7 @@ func TestPlain(t *testing.T) {
 0.002 oops
 ------
 
- 1 warning found (use docker --debug to expand):
+ 1 warning found (use strake --debug to expand):
  - careful
 `
 	if d := cmp.Diff(want, out.String()); d != "" {

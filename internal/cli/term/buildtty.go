@@ -95,7 +95,7 @@ type row struct {
 // rows lists the steps, their statuses and the output of those that run.
 func (p *BuildPrinter) rows(width, height int) []row {
 	var rows []row
-	color := os.Getenv("NO_COLOR") == ""
+	color := os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	for _, s := range p.steps {
 		name, paint := strings.ReplaceAll(s.Name, "\t", " "), ""
 		if s.finished() {

@@ -1,6 +1,7 @@
 package term
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -30,18 +31,39 @@ func (p *BuildPrinter) summary() {
 	case quietView, *rawView:
 		return
 	}
-	head := "1 warning found (use docker --debug to expand):"
+	head := "1 warning found"
 	if n := len(p.warned); n > 1 {
-		head = fmt.Sprintf("%d warnings found (use docker --debug to expand):", n)
+		head = fmt.Sprintf("%d warnings found", n)
 	}
-	if p.out.IsTerminal() {
+	if !p.Expand {
+		head += fmt.Sprintf(" (use %s --debug to expand)", cmp.Or(p.Program, "strake"))
+	}
+	if head += ":"; p.out.Colors() {
 		head = "\x1b[33m" + head + "\x1b[0m"
 	}
 	var b strings.Builder
 	b.WriteString("\n " + head + "\n")
 	for _, w := range p.warned {
 		b.WriteString(" - " + w.Short + "\n")
+		if p.Expand {
+			b.WriteString(expanded(w))
+		}
 	}
 	// A closed stderr must not stop a build.
 	_, _ = io.WriteString(p.out, b.String())
+}
+
+// expanded is what there is to know of a warning beside its line.
+func expanded(w *build.Warning) string {
+	var b strings.Builder
+	for _, d := range w.Detail {
+		b.WriteString(d + "\n")
+	}
+	if w.URL != "" {
+		b.WriteString("More info: " + w.URL + "\n")
+	}
+	if w.File != "" && w.Line > 0 {
+		fmt.Fprintf(&b, "%s:%d\n", w.File, w.Line)
+	}
+	return b.String() + "\n"
 }

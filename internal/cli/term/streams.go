@@ -61,6 +61,13 @@ func NewOut(w io.Writer) *Out {
 // IsTerminal tells whether somebody looks at it.
 func (o *Out) IsTerminal() bool { return o.tty }
 
+// Draws tells whether lines may be drawn anew in place: on a terminal that can
+// move its cursor. TERM=dumb cannot.
+func (o *Out) Draws() bool { return o.tty && os.Getenv("TERM") != "dumb" }
+
+// Colors tells whether words may be coloured.
+func (o *Out) Colors() bool { return o.Draws() && os.Getenv("NO_COLOR") == "" }
+
 // File is the file behind the stream, or nil.
 func (o *Out) File() *os.File { return o.file }
 

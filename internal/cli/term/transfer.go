@@ -52,7 +52,7 @@ const drawEvery = 100 * time.Millisecond
 
 // NewTransferPrinter prints to out.
 func NewTransferPrinter(out *Out, dir Direction) *TransferPrinter {
-	return &TransferPrinter{out: out, dir: dir, tty: out.IsTerminal(), byID: map[oci.Digest]*transfer{}}
+	return &TransferPrinter{out: out, dir: dir, tty: out.Draws(), byID: map[oci.Digest]*transfer{}}
 }
 
 // Event prints e. It may be called from several goroutines: it is a
