@@ -18,7 +18,7 @@ import (
 type treeRow struct {
 	names    []string // the last stands on the line of the figures
 	id       string
-	unpacked int64 // sum of the files' sizes
+	disk     int64 // what it takes, shared or not, packed or unpacked
 	packed   int64 // what its blobs take
 	used     bool
 	children []*treeRow
@@ -44,9 +44,13 @@ func (a *App) imagesTree(ctx context.Context, s *store.Store, images []store.Ima
 	if err != nil {
 		return err
 	}
+	disk, err := s.Disk(ctx)
+	if err != nil {
+		return daemon(err)
+	}
 	var rows []*treeRow
 	for i := range images {
-		more, err := treeRows(ctx, s, &images[i], used)
+		more, err := treeRows(ctx, s, disk, &images[i], used)
 		if err != nil {
 			return daemon(err)
 		}
@@ -57,7 +61,7 @@ func (a *App) imagesTree(ctx context.Context, s *store.Store, images []store.Ima
 
 // treeRows are the trees of one image: one for each thing that its names point
 // at, which are several where two indexes have the same image.
-func treeRows(ctx context.Context, s *store.Store, img *store.Image, used map[oci.Digest]int) ([]*treeRow, error) {
+func treeRows(ctx context.Context, s *store.Store, disk *store.Disk, img *store.Image, used map[oci.Digest]int) ([]*treeRow, error) {
 	targets := []oci.Descriptor{img.Target}
 	names := map[oci.Digest][]string{}
 	for _, n := range img.Names {
@@ -80,7 +84,7 @@ func treeRows(ctx context.Context, s *store.Store, img *store.Image, used map[oc
 		}
 		one := *img
 		one.Target = target
-		row, err := treeOf(ctx, s, &one, used)
+		row, err := treeOf(ctx, s, disk, &one, used)
 		if err != nil {
 			return nil, err
 		}
@@ -94,7 +98,7 @@ func treeRows(ctx context.Context, s *store.Store, img *store.Image, used map[oc
 
 // treeOf is what img's Target shows: its platforms' images, of which it is the
 // sum.
-func treeOf(ctx context.Context, s *store.Store, img *store.Image, used map[oci.Digest]int) (*treeRow, error) {
+func treeOf(ctx context.Context, s *store.Store, disk *store.Disk, img *store.Image, used map[oci.Digest]int) (*treeRow, error) {
 	top := &treeRow{id: shortID(img.ID, false)}
 	parts := []platformImage{{platforms.Format(platforms.Normalize(img.Platform)), img.Manifest, true}}
 	if oci.IsIndex(img.Target.MediaType) {
@@ -111,11 +115,14 @@ func treeOf(ctx context.Context, s *store.Store, img *store.Image, used map[oci.
 			return nil, err
 		}
 		row.packed, row.used = size, used[id] > 0
-		if one, err := s.Find(ctx, string(id)); err == nil {
-			row.unpacked = one.Size
-		}
-		top.packed, top.unpacked, top.used = top.packed+row.packed, top.unpacked+row.unpacked, top.used || row.used
+		reach := map[oci.Digest]bool{}
+		disk.Reach(reach, p.d.Digest)
+		row.disk = disk.Sum(reach)
+		top.packed, top.used = top.packed+row.packed, top.used || row.used
 	}
+	reach := map[oci.Digest]bool{}
+	disk.Reach(reach, img.Target.Digest)
+	top.disk = disk.Sum(reach)
 	return top, nil
 }
 
@@ -144,7 +151,7 @@ func (a *App) printTree(rows []*treeRow) error {
 		if r.used {
 			use = "U"
 		}
-		fmt.Fprintf(w, "%s%s\t%s\t%10s\t%12s\t%s\n", branch, r.names[last], r.id, shortSize(r.packed+r.unpacked), shortSize(r.packed), use)
+		fmt.Fprintf(w, "%s%s\t%s\t%10s\t%12s\t%s\n", branch, r.names[last], r.id, shortSize(r.disk), shortSize(r.packed), use)
 	}
 	fmt.Fprintf(w, "IMAGE\tID\t%10s\t%12s\tEXTRA\n", "DISK USAGE", "CONTENT SIZE")
 	for i, r := range rows {
