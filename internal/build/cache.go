@@ -173,7 +173,7 @@ func cacheMounts(s *store.Store) ([]CacheRecord, error) {
 			return nil, err
 		}
 		c := CacheRecord{ID: string(digestOf("cachemount", filepath.Base(base), filepath.Base(dir)).Encoded()), Type: "exec.cachemount",
-			Description: "cached mount " + string(id), Size: store.Usage(d), dir: dir}
+			Description: "cached mount " + filepath.Clean(string(id)), Size: store.Usage(d), dir: dir}
 		if fi, err := os.Stat(filepath.Join(dir, "lock")); err == nil {
 			c.Created = fi.ModTime()
 		}

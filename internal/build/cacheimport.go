@@ -23,6 +23,8 @@ type CacheSource struct {
 	Name   string // for people
 	Source content.Source
 	Ref    ref.Ref
+	// NoMounts leaves the cache mounts that travel with it where they are.
+	NoMounts bool
 }
 
 // importedCache is the records of one imported document.
@@ -93,6 +95,9 @@ func (e *Engine) ImportCaches(ctx context.Context) (stop func()) {
 }
 
 func newImported(from CacheSource, p cache.Part) *importedCache {
+	if from.NoMounts {
+		p.Mounts = nil
+	}
 	c := &importedCache{name: from.Name, src: from.Source, ref: from.Ref, part: p,
 		records: map[oci.Digest]*cache.Record{}, contents: map[[2]oci.Digest]oci.Digest{}}
 	for i := range p.Records {

@@ -57,7 +57,7 @@ func (a *App) caches(f *cacheFlags, buildArgs []string, elsewhere bool) (ends *c
 		}
 	}()
 	for _, spec := range f.from {
-		e, err := parseCacheEntry(spec, "cache-from", "ref", "src", "digest", "tag")
+		e, err := parseCacheEntry(spec, "cache-from", "ref", "src", "digest", "tag", "mounts")
 		if err != nil {
 			return ends, err
 		}
@@ -193,18 +193,22 @@ func (e *cacheEntry) registry() (ref.Ref, error) {
 }
 
 func (a *App) cacheFrom(ends *cacheEnds, e *cacheEntry) error {
+	mounts, err := e.boolean("mounts", true)
+	if err != nil {
+		return err
+	}
 	if e.kind == "registry" {
-		if err := e.only("ref"); err != nil {
+		if err := e.only("ref", "mounts"); err != nil {
 			return err
 		}
 		r, err := e.registry()
 		if err != nil {
 			return err
 		}
-		ends.from = append(ends.from, build.CacheSource{Name: e.attrs["ref"], Source: a.Remote().Repository(r), Ref: r})
+		ends.from = append(ends.from, build.CacheSource{Name: e.attrs["ref"], Source: a.Remote().Repository(r), Ref: r, NoMounts: !mounts})
 		return nil
 	}
-	if err := e.only("src", "digest", "tag"); err != nil {
+	if err := e.only("src", "digest", "tag", "mounts"); err != nil {
 		return err
 	}
 	dir := e.attrs["src"]
@@ -228,7 +232,7 @@ func (a *App) cacheFrom(ends *cacheEnds, e *cacheEntry) error {
 		return fmt.Errorf("cache %s: %w", dir, err)
 	}
 	ends.closers = append(ends.closers, l)
-	ends.from = append(ends.from, build.CacheSource{Name: "local:" + dir, Source: l, Ref: r})
+	ends.from = append(ends.from, build.CacheSource{Name: "local:" + dir, Source: l, Ref: r, NoMounts: !mounts})
 	return nil
 }
 

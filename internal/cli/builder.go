@@ -237,7 +237,7 @@ func (a *App) builderDuCommand() *cobra.Command {
 	var verbose bool
 	var format string
 	cmd := &cobra.Command{
-		Use:   "du",
+		Use:   "du [OPTIONS]",
 		Short: "Show the build cache's disk usage: true bytes, what is shared counted once",
 		Example: `  strake builder du
   strake builder du --verbose --filter type=exec.cachemount`,

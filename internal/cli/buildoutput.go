@@ -26,11 +26,11 @@ type outputFlags struct {
 }
 
 func (f *outputFlags) add(fs *pflag.FlagSet) {
-	fs.StringArrayVarP(&f.outputs, "output", "o", nil, `Output destination ("DIR", "-", "type=image|registry|docker|oci|tar|local|cacheonly[,dest=…][,name=…][,push=true]…")`)
+	fs.StringArrayVarP(&f.outputs, "output", "o", nil, `Output destination ("DIR", "-", "type=TYPE[,dest=…][,name=…][,push=true]…" where TYPE is image, registry, docker, oci, tar, local or cacheonly)`)
 	fs.BoolVar(&f.push, "push", false, `Shorthand for "--output=type=registry", beside the store`)
 	fs.BoolVar(&f.load, "load", true, `Keep the image in the store; "--load=false" with another output does not`)
 	fs.BoolVar(&f.squash, "squash", false, "Squash newly built layers into a single new layer")
-	fs.StringArrayVar(&f.annotations, "annotation", nil, `Add annotation to the image ("[manifest|index|manifest-descriptor|index-descriptor[PLATFORM]:]key=value")`)
+	fs.StringArrayVar(&f.annotations, "annotation", nil, `Add annotation to the image ("[PART[PLATFORM]:]key=value" where PART is manifest, index, manifest-descriptor or index-descriptor)`)
 	f.loadSet = func() bool { return fs.Changed("load") }
 }
 

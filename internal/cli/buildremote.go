@@ -23,7 +23,7 @@ import (
 type builderFlags struct{ builder string }
 
 func (f *builderFlags) add(fs *pflag.FlagSet) {
-	fs.StringVar(&f.builder, "builder", defaultBuilder(), `Build on a BuildKit daemon ("tcp://host:port[,cacert=file,cert=file,key=file]", "unix:///path", "ssh://user@host", "kube-pod://pod?namespace=ns", "docker-container://name"; env STRAKE_BUILDER)`)
+	fs.StringVar(&f.builder, "builder", defaultBuilder(), `Build on a BuildKit daemon ("tcp://host:port[,cacert=f,cert=f,key=f]", "unix:///path", "ssh://user@host", "kube-pod://pod?namespace=ns", "docker-container://name"; env STRAKE_BUILDER)`)
 }
 
 // defaultBuilder is STRAKE_BUILDER, or buildx' BUILDX_BUILDER where it is an

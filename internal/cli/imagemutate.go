@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/image"
@@ -167,6 +168,9 @@ func (o *mutateOptions) finish(fs *pflag.FlagSet) (err error) {
 			*to = &s
 		}
 	}
+	if e.StopSignal != nil && *e.StopSignal != "" && !knownSignal(*e.StopSignal) {
+		return fmt.Errorf("--stop-signal %q: invalid signal", *e.StopSignal)
+	}
 	if e.WorkingDir != nil && *e.WorkingDir != "" && !path.IsAbs(*e.WorkingDir) {
 		return fmt.Errorf("--workdir %q: must be an absolute path", *e.WorkingDir)
 	}
@@ -277,4 +281,20 @@ func squashFrom(ctx context.Context, s *store.Store, im *image.Image, from strin
 		return 0, fmt.Errorf("--from %s: the image does not lie on top of it: %w", from, oci.ErrInvalid)
 	}
 	return n, nil
+}
+
+// knownSignal tells whether name is a signal's number, or its name with SIG or
+// without.
+func knownSignal(name string) bool {
+	if n, err := strconv.Atoi(name); err == nil {
+		return n > 0 && n <= 64
+	}
+	name = strings.TrimPrefix(strings.ToUpper(name), "SIG")
+	for _, end := range []string{"RTMIN", "RTMAX"} {
+		if rest, ok := strings.CutPrefix(name, end); ok {
+			n, err := strconv.Atoi(rest)
+			return rest == "" || err == nil && n >= -15 && n <= 15
+		}
+	}
+	return unix.SignalNum("SIG"+name) != 0
 }

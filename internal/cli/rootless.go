@@ -118,7 +118,7 @@ func networkMode(name string) (sandbox.Network, error) {
 	case "pasta", "slirp4netns":
 		return sandbox.User, nil
 	}
-	return "", fmt.Errorf("network %s is not supported yet: use --network host or none", name)
+	return "", fmt.Errorf("network %s is not supported: use --network host, none, pasta or slirp4netns", name)
 }
 
 // userNetwork is the network of a user namespace's containers; nil where

@@ -97,7 +97,7 @@ func shimAt(link, self string) (int, error) {
 func replaceLink(to, link string) error {
 	aside := fmt.Sprintf("%s.%d", link, os.Getpid())
 	if err := os.Symlink(to, aside); err != nil {
-		return err
+		return fmt.Errorf("%s: %w", link, errors.Unwrap(err)) // nobody asked for the name aside
 	}
 	if err := os.Rename(aside, link); err != nil {
 		os.Remove(aside)

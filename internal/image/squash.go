@@ -58,7 +58,7 @@ func squashedHistory(im *Image, from int) []oci.History {
 	}
 	return append(out, oci.History{
 		Created: im.Config.Created, CreatedBy: "strake image squash",
-		Comment: fmt.Sprintf("merged %d layers", len(im.tocs)-from),
+		Comment: "merged " + counted(len(im.tocs)-from, "layer"),
 	})
 }
 
@@ -146,4 +146,11 @@ func writeAll(ctx context.Context, w entryWriter, v tree.View, all []member) err
 		}
 	}
 	return nil
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
