@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -109,6 +110,9 @@ type cachePrune struct {
 
 // limit is what of the cache stays, from flags like --reserved-space.
 func (o *cachePrune) limit() (l build.CacheLimit, err error) {
+	if o.keepStorage != "" && o.reserved != "" {
+		return l, errors.New("--keep-storage and --reserved-space are one flag: leave out the first, which is its older name")
+	}
 	for _, f := range []struct {
 		name, value string
 		into        *int64

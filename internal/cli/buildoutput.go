@@ -63,6 +63,11 @@ type buildOutput struct {
 	attestationInline, ociArtifact, artifactSet bool
 }
 
+// isImage tells whether the output is an image and not a file system.
+func (o *buildOutput) isImage() bool {
+	return o.kind == outImage || o.kind == outDocker || o.kind == outOCI
+}
+
 // keeps tells whether the image stays in the store.
 func (o *buildOutput) keeps() bool {
 	return o.store && (o.kind == outImage || o.kind == outDocker && o.dest == "")
@@ -87,6 +92,14 @@ func (f *outputFlags) parse(names []ref.Ref, terminal bool) ([]*buildOutput, err
 		return nil, errors.New(`--load=false needs another output: use --push, or --output=type=cacheonly to keep nothing but the cache`)
 	}
 	list = f.shorthands(list, noLoad)
+	if !slices.ContainsFunc(list, (*buildOutput).isImage) {
+		switch {
+		case f.squash:
+			return nil, fmt.Errorf("--squash has no meaning for output type=%s", list[0].kind)
+		case len(f.annotations) > 0:
+			return nil, fmt.Errorf("--annotation has no meaning for output type=%s", list[0].kind)
+		}
+	}
 	stdout := false
 	for _, o := range list {
 		if err := o.finish(f, names); err != nil {
@@ -194,10 +207,7 @@ func (o *buildOutput) finish(f *outputFlags, names []ref.Ref) error {
 			return fmt.Errorf("output type=%s has no option %q", o.kind, k)
 		}
 	}
-	if o.kind != outImage && o.kind != outDocker && o.kind != outOCI {
-		if f.squash {
-			return fmt.Errorf("--squash has no meaning for output type=%s", o.kind)
-		}
+	if !o.isImage() {
 		return nil
 	}
 	if o.push && len(o.names) == 0 {
@@ -211,7 +221,6 @@ func (o *buildOutput) finish(f *outputFlags, names []ref.Ref) error {
 
 // attribute sets one; false is one that this kind does not have.
 func (o *buildOutput) attribute(k, v string) (bool, error) {
-	image := o.kind == outImage || o.kind == outDocker || o.kind == outOCI
 	files := o.kind == outLocal || o.kind == outTar
 	switch {
 	case k == "source-date-epoch" && o.kind != outNone:
@@ -237,7 +246,7 @@ func (o *buildOutput) attribute(k, v string) (bool, error) {
 		if v != "" && v != "copy" {
 			return true, fmt.Errorf("mode=%s is not supported for output type=local: only copy is, which leaves other files where they are", v)
 		}
-	case image:
+	case o.isImage():
 		if ok, err := o.layers(k, v); ok || err != nil {
 			return ok, err
 		}
@@ -415,7 +424,7 @@ func (f *outputFlags) annotate(o *buildOutput) error {
 		if !ok {
 			types, key = "", kv
 		}
-		if o.kind != outImage && o.kind != outDocker && o.kind != outOCI {
+		if !o.isImage() {
 			continue
 		}
 		for _, t := range strings.Split(types, ",") {

@@ -21,18 +21,20 @@ type prunePolicy struct {
 	lastUsed string
 	patterns []string // the arguments: only tags that fit one
 
-	unused time.Duration // of lastUsed
+	unused    time.Duration // of lastUsed
+	keepGiven func() bool
 }
 
 func (p *prunePolicy) addFlags(fs *pflag.FlagSet) {
 	fs.IntVar(&p.keep, "keep", 0, "Keep the newest n tags of each repository, remove the others (implies -a)")
+	p.keepGiven = func() bool { return fs.Changed("keep") }
 	fs.StringVar(&p.lastUsed, "keep-last-used", "", `Keep what was used this recently, e.g. "30d": pulled, built, tagged, run, built from or pushed (implies -a)`)
 }
 
 // check reads the flags.
 func (p *prunePolicy) check() (err error) {
-	if p.keep < 0 {
-		return fmt.Errorf("invalid argument \"%d\" for \"--keep\" flag: it is the number of tags to keep", p.keep)
+	if p.keep < 0 || p.keep == 0 && p.keepGiven() {
+		return fmt.Errorf("invalid argument \"%d\" for \"--keep\" flag: it is the number of tags to keep, 1 or more", p.keep)
 	}
 	if p.lastUsed != "" {
 		if p.unused, err = longDuration(p.lastUsed); err != nil || p.unused < 0 {

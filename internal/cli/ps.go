@@ -91,6 +91,9 @@ func (a *App) ps(ctx context.Context, o *psOptions) error {
 	if err != nil {
 		return err
 	}
+	if o.format == "" && !o.quiet {
+		o.format = a.configured("psFormat")
+	}
 	last := o.last
 	if o.latest {
 		last = 1
@@ -112,8 +115,8 @@ func (a *App) ps(ctx context.Context, o *psOptions) error {
 		}
 	}
 	rows := []*psRow{}
+	all := o.all || last > 0 || len(o.filters.values("status")) > 0
 	for at, c := range list {
-		all := o.all || last > 0 || len(o.filters.values("status")) > 0
 		if !all && c.State != container.Running || slices.ContainsFunc(tests, func(fits psTest) bool { return !fits(at, c) }) {
 			continue
 		}

@@ -243,10 +243,17 @@ func (a *App) imageLog(ctx context.Context, name, format string, last int, noTru
 	if len(log) == 0 {
 		return daemonf("No such image: %s", r.Familiar())
 	}
+	if last < 0 {
+		return fmt.Errorf("--last %d: must not be negative", last)
+	}
 	if last > 0 {
 		log = log[:min(last, len(log))]
 	}
 	whole := noTrunc || format == "json"
+	table := format == "" || format == "table"
+	if table {
+		format = "table {{.Since}}\t{{.Digest}}\t{{.ID}}\t{{.State}}\t{{.Operation}}\t{{.Command}}"
+	}
 	var rows []*tagLogRow
 	for _, c := range log {
 		row := &tagLogRow{Command: c.Command, CreatedAt: c.At.Local().Truncate(time.Second).String(), Digest: string(c.Digest), Since: ago(c.At), State: string(c.State)}
@@ -261,13 +268,10 @@ func (a *App) imageLog(ctx context.Context, name, format string, last int, noTru
 		default:
 			row.ID = none
 		}
-		if c.Digest != "" && !whole && format == "" {
+		if c.Digest != "" && !whole && table {
 			row.Digest = shortID(c.Digest, false)
 		}
 		rows = append(rows, row)
-	}
-	if format == "" || format == "table" {
-		format = "table {{.Since}}\t{{.Digest}}\t{{.ID}}\t{{.State}}\t{{.Operation}}\t{{.Command}}"
 	}
 	header := term.Header{"Since": "TIME", "CreatedAt": "TIME", "Digest": "DIGEST", "ID": "IMAGE ID", "State": "STATE", "Operation": "OPERATION", "Command": "COMMAND"}
 	return term.PrintRows(a.Out, format, header, rows)
