@@ -133,7 +133,13 @@ func (o *mutateOptions) finish(fs *pflag.FlagSet) (err error) {
 	var said []string
 	fs.Visit(func(f *pflag.Flag) { // in the order of their names
 		if f.Name != "tag" && f.Name != "platform" {
-			said = append(said, fmt.Sprintf("--%s=%s", f.Name, f.Value))
+			values := []string{f.Value.String()}
+			if list, ok := f.Value.(pflag.SliceValue); ok {
+				values = list.GetSlice()
+			}
+			for _, v := range values {
+				said = append(said, fmt.Sprintf("--%s=%s", f.Name, v))
+			}
 		}
 	})
 	if len(said) == 0 {

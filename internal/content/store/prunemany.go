@@ -33,6 +33,7 @@ func (s *Store) pruneMany(t *tx, p *Prune, from []oci.Digest, done *Pruned) erro
 			}
 		}
 	}
+	bare := g.dead(question{from: images, loose: true, bare: true})
 	hold := !p.Now && s.keep > 0
 	removed := g.dead(question{from: images, loose: true})
 	g.sort(removed, &done.Freed)
@@ -57,7 +58,7 @@ func (s *Store) pruneMany(t *tx, p *Prune, from []oci.Digest, done *Pruned) erro
 	for _, d := range done.Dead {
 		dead[d] = true
 	}
-	done.held = slices.DeleteFunc(g.dead(question{from: images, loose: true, bare: true}), func(d oci.Digest) bool { return dead[d] })
+	done.held = slices.DeleteFunc(bare, func(d oci.Digest) bool { return dead[d] })
 	if p.Dry {
 		done.owner = g.owners(p.Images, done.Dead)
 		return nil
