@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/platforms"
+
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/oci"
 )
@@ -214,7 +216,11 @@ func (f *buildFlags) frontendOpts(in *buildInput, call buildCall) (map[string]st
 		o["context:"+name] = v
 	}
 	if len(f.platforms) > 0 {
-		o["platform"] = strings.Join(f.platforms, ",")
+		all, err := targetPlatforms(f.platforms)
+		if err != nil {
+			return nil, err
+		}
+		o["platform"] = strings.Join(all, ",")
 	}
 	if f.noCache {
 		o["no-cache"] = ""
@@ -330,4 +336,20 @@ func (b buildSecrets) get(_ context.Context, id string) ([]byte, error) {
 		err = fmt.Errorf("invalid secret size: more than %d bytes", maxSecret)
 	}
 	return v, err
+}
+
+// targetPlatforms reads --platform, which lists several and may be given several
+// times; "local" is this machine's.
+func targetPlatforms(given []string) ([]string, error) {
+	var all []string
+	for _, one := range strings.Split(strings.Join(given, ","), ",") {
+		if strings.EqualFold(one, "local") {
+			one = platforms.Format(content.Host())
+		}
+		if _, err := platforms.Parse(one); err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	return all, nil
 }

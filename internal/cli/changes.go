@@ -10,6 +10,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
+	"github.com/moby/sys/signal"
 
 	"github.com/strake-project/strake/internal/oci"
 )
@@ -91,6 +92,9 @@ func applyChange(conf *oci.Image, cmd instructions.Command) error {
 	case *instructions.OnbuildCommand:
 		c.OnBuild = append(c.OnBuild, cmd.Expression)
 	case *instructions.StopSignalCommand:
+		if _, err := signal.ParseSignal(cmd.Signal); err != nil {
+			return err
+		}
 		c.StopSignal = cmd.Signal
 	case *instructions.UserCommand:
 		c.User = cmd.User

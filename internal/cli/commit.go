@@ -57,6 +57,9 @@ func (a *App) commit(ctx context.Context, args []string, o *commitOptions) error
 	if err != nil {
 		return err
 	}
+	if args[0] == "" {
+		return errEmptyName
+	}
 	set := container.In(s)
 	c, err := set.Find(ctx, args[0])
 	if err != nil {
@@ -138,6 +141,9 @@ func (a *App) export(ctx context.Context, name, output string) error {
 	s, err := a.Store()
 	if err != nil {
 		return err
+	}
+	if name == "" {
+		return errEmptyName
 	}
 	c, err := container.In(s).Find(ctx, name)
 	if err != nil {

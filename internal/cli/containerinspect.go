@@ -12,6 +12,7 @@ import (
 	"github.com/strake-project/strake/internal/container"
 	"github.com/strake-project/strake/internal/content/store"
 	"github.com/strake-project/strake/internal/oci"
+	"github.com/strake-project/strake/internal/sandbox"
 )
 
 // containerObject is what inspect prints of a container: of docker's API
@@ -57,34 +58,77 @@ type containerState struct {
 }
 
 // hostConfig is what run was told about the machine.
+// What strake has no flag for is what docker shows where it was not given.
 type hostConfig struct {
 	Binds           []string
+	ContainerIDFile string
 	LogConfig       logConfig
 	NetworkMode     string
 	PortBindings    map[string][]struct{}
 	RestartPolicy   restartPolicy
 	AutoRemove      bool
+	VolumeDriver    string
+	VolumesFrom     []string
+	ConsoleSize     [2]int
 	CapAdd          []string
 	CapDrop         []string
 	CgroupnsMode    string
-	ExtraHosts      []string
+	hostNames
 	GroupAdd        []string
 	IpcMode         string
+	Cgroup          string
+	Links           []string
+	OomScoreAdj     int
+	PidMode         string
 	Privileged      bool
 	PublishAllPorts bool
 	ReadonlyRootfs  bool
+	SecurityOpt     []string
+	UTSMode         string
+	UsernsMode      string
 	ShmSize         int64
 	Runtime         string
-	CpuShares       uint64
-	Memory          int64
-	NanoCpus        int64
-	CgroupParent    string
-	CpuPeriod       int64
-	CpuQuota        int64
-	CpusetCpus      string
-	CpusetMems      string
-	MemorySwap      int64
-	PidsLimit       *int64
+	Isolation       string
+	hostLimits
+}
+
+type hostNames struct {
+	Dns        []string
+	DnsOptions []string
+	DnsSearch  []string
+	ExtraHosts []string
+}
+
+type hostLimits struct {
+	CpuShares            uint64
+	Memory               int64
+	NanoCpus             int64
+	CgroupParent         string
+	BlkioWeight          int
+	BlkioWeightDevice    []struct{}
+	BlkioDeviceReadBps   []struct{}
+	BlkioDeviceWriteBps  []struct{}
+	BlkioDeviceReadIOps  []struct{}
+	BlkioDeviceWriteIOps []struct{}
+	CpuPeriod            int64
+	CpuQuota             int64
+	CpuRealtimePeriod    int64
+	CpuRealtimeRuntime   int64
+	CpusetCpus           string
+	CpusetMems           string
+	Devices              []struct{}
+	DeviceCgroupRules    []string
+	DeviceRequests       []struct{}
+	MemoryReservation    int64
+	MemorySwap           int64
+	MemorySwappiness     *int64
+	OomKillDisable       bool
+	PidsLimit            *int64
+	Ulimits              []sandbox.Rlimit
+	CpuCount             int64
+	CpuPercent           int64
+	IOMaximumIOps        int64
+	IOMaximumBandwidth   int64
 }
 
 type logConfig struct {
@@ -146,6 +190,10 @@ type networkEndpoint struct {
 	IPPrefixLen                               int
 	MacAddress                                string
 }
+
+// errEmptyName is what docker's client says of "" where a container is wanted,
+// which a script's unset variable was.
+var errEmptyName = errors.New("invalid container name or ID: value is empty")
 
 func (a *App) containerInspectCommand() *cobra.Command {
 	o := inspectOptions{kind: "container"}
@@ -217,10 +265,16 @@ func hostConfigOf(c *container.Container) hostConfig {
 	o := hostConfig{
 		LogConfig: logConfig{Type: "none", Config: map[string]string{}}, NetworkMode: c.Network,
 		PortBindings: map[string][]struct{}{}, RestartPolicy: restartPolicy{Name: "no"}, AutoRemove: c.Remove,
-		CapAdd: h.CapAdd, CapDrop: h.CapDrop, CgroupnsMode: "host", ExtraHosts: h.ExtraHosts, GroupAdd: h.Groups, IpcMode: "private",
-		Privileged: h.Privileged, ReadonlyRootfs: h.ReadOnly, ShmSize: cmp.Or(h.ShmSize, 64<<20), Runtime: "strake",
-		CpuShares: l.CPUShares, Memory: l.Memory, MemorySwap: l.MemorySwap, CgroupParent: l.CgroupParent,
-		CpuPeriod: l.CPUPeriod, CpuQuota: l.CPUQuota, CpusetCpus: l.CPUSetCPUs, CpusetMems: l.CPUSetMems,
+		CapAdd: h.CapAdd, CapDrop: h.CapDrop, CgroupnsMode: "host", GroupAdd: h.Groups, IpcMode: "private",
+		hostNames:  hostNames{Dns: []string{}, DnsOptions: []string{}, DnsSearch: []string{}, ExtraHosts: h.ExtraHosts},
+		Privileged: h.Privileged, ReadonlyRootfs: h.ReadOnly, SecurityOpt: h.SecurityOpt, ShmSize: cmp.Or(h.ShmSize, 64<<20), Runtime: "strake",
+		hostLimits: hostLimits{
+			CpuShares: l.CPUShares, Memory: l.Memory, MemorySwap: l.MemorySwap, CgroupParent: l.CgroupParent,
+			CpuPeriod: l.CPUPeriod, CpuQuota: l.CPUQuota, CpusetCpus: l.CPUSetCPUs, CpusetMems: l.CPUSetMems,
+			BlkioWeightDevice: []struct{}{}, BlkioDeviceReadBps: []struct{}{}, BlkioDeviceWriteBps: []struct{}{},
+			BlkioDeviceReadIOps: []struct{}{}, BlkioDeviceWriteIOps: []struct{}{}, Devices: []struct{}{},
+			Ulimits: append([]sandbox.Rlimit{}, h.Ulimits...),
+		},
 	}
 	if l.Pids != 0 {
 		o.PidsLimit = &l.Pids

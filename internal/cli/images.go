@@ -256,7 +256,7 @@ func imageFilter(ctx context.Context, s *store.Store, fs filters) (func(*store.I
 		if err != nil {
 			return nil, err
 		}
-		add(func(i *store.Image) bool { return (i.Pinned || len(i.PinnedNames) > 0) == want })
+		add(func(i *store.Image) bool { return keepPinned(i, want) })
 	}
 	for _, name := range fs.values("before") {
 		img, err := findImage(ctx, s, name)
@@ -299,6 +299,17 @@ func imageFilter(ctx context.Context, s *store.Store, fs filters) (func(*store.I
 		}
 		return len(patterns) == 0 || keepNames(i, patterns)
 	}, nil
+}
+
+// keepPinned leaves an image only the names that are pinned or not, as wanted,
+// and tells whether there is anything left to show.
+func keepPinned(i *store.Image, want bool) bool {
+	if i.Pinned || len(i.PinnedNames) == 0 {
+		return i.Pinned == want
+	}
+	i.Names = slices.DeleteFunc(slices.Clone(i.Names), func(r ref.Ref) bool { return slices.Contains(i.PinnedNames, r) != want })
+	i.Digests = nil // of the repository, not of the name
+	return len(i.Names) > 0
 }
 
 // keepNames leaves an image only the names that fit a pattern, and tells

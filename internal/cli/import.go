@@ -55,6 +55,9 @@ func (a *App) importImage(ctx context.Context, o *importOptions) error {
 	}
 	var name ref.Ref
 	if o.name != "" {
+		if name, err = ref.Parse(o.name); err == nil && name.Digest != "" {
+			return daemonf("cannot import digest reference")
+		}
 		if name, err = ref.ParseTag(o.name); err != nil {
 			return err
 		}
@@ -95,7 +98,9 @@ func (a *App) importImage(ctx context.Context, o *importOptions) error {
 // badTar is docker's error for an archive that is none; any other stays.
 func badTar(err error) error {
 	if errors.Is(err, oci.ErrInvalid) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return daemonf("Error processing tar file(exit status 1): %w", err)
+		// Docker says no more of what is no tar at all.
+		text := strings.TrimPrefix(err.Error(), "layer tar after 0 entries: ")
+		return daemonf("Error processing tar file(exit status 1): %w", &renamed{err, text})
 	}
 	return daemon(err)
 }
@@ -144,8 +149,9 @@ func (a *App) openImport(ctx context.Context, source string) (io.ReadCloser, err
 		return nil, daemon(err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		resp.Body.Close()
-		return nil, daemonf("error downloading %s: %s", withoutPassword(source), resp.Status)
+		defer resp.Body.Close()
+		said, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // as far as it comes
+		return nil, daemonf("failed to GET %s with status %s: %s", withoutPassword(source), resp.Status, printable(string(said)))
 	}
 	return resp.Body, nil
 }

@@ -145,7 +145,7 @@ func (a *App) gatherInfo(ctx context.Context, s *store.Store) (*systemInfo, erro
 		RegistryConfig: infoRegistries{InsecureRegistryCIDRs: []string{"::1/128", "127.0.0.0/8"}, Mirrors: []string{},
 			IndexConfigs: map[string]infoIndex{"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true}}},
 		HTTPProxy: proxy("HTTP_PROXY"), HTTPSProxy: proxy("HTTPS_PROXY"), NoProxy: proxy("NO_PROXY"),
-		Labels: []string{}, Runtimes: map[string]infoRuntime{a.name: {Path: a.name}}, DefaultRuntime: a.name,
+		Labels: []string{}, Runtimes: map[string]infoRuntime{"strake": {Path: "strake"}}, DefaultRuntime: "strake",
 		Swarm:           infoSwarm{LocalNodeState: "inactive"},
 		SecurityOptions: []string{"name=seccomp,profile=builtin"},
 		ClientInfo:      infoClient{Debug: a.flags.debug, Version: Version, Context: "default", Plugins: []string{}},

@@ -34,6 +34,8 @@ type imageObject struct {
 	Os            string
 	OsVersion     string `json:",omitempty"`
 	Size          int64
+	VirtualSize   int64  `json:"-"` // gone from docker's JSON, but in people's templates
+	Container     string `json:"-"` // likewise, and empty
 	GraphDriver   graphDriver
 	RootFS        rootFS
 	Metadata      imageMetadata
@@ -160,9 +162,15 @@ func (a *App) inspectOne(ctx context.Context, s *store.Store, name string, o *in
 		if err == nil || !isNotFound(err) {
 			return object, err
 		}
+		if name == "" {
+			return nil, errEmptyName
+		}
 		if o.kind == "container" {
 			return nil, &Failure{Daemon: true, Err: fmt.Errorf("No such container: %s%w", name, oci.Unsaid(oci.ErrNotFound))}
 		}
+	}
+	if name == "" {
+		return nil, errors.New("Error: No such image: ")
 	}
 	img, err := findImage(ctx, s, name)
 	if o.kind == "" && (isNotFound(err) || errors.Is(err, oci.ErrInvalid)) {
@@ -296,7 +304,7 @@ func inspectImage(ctx context.Context, s *store.Store, img *store.Image) (*image
 		ID: img.ID, RepoTags: []string{}, RepoDigests: []string{},
 		Author: conf.Author, Config: &conf.Config,
 		Architecture: conf.Architecture, Variant: conf.Variant, Os: conf.OS, OsVersion: conf.OSVersion,
-		Size:        img.Size,
+		Size: img.Size, VirtualSize: img.Size,
 		GraphDriver: graphDriver{Name: "overlayfs"},
 		RootFS:      rootFS{Type: conf.RootFS.Type, Layers: conf.RootFS.DiffIDs},
 		Metadata:    imageMetadata{LastTagTime: img.Tagged},

@@ -35,6 +35,10 @@ func (a *App) rm(ctx context.Context, names []string, o *rmOptions) error {
 	}
 	var errs []error
 	for _, name := range names {
+		if name == "" {
+			errs = append(errs, errors.New("container name cannot be empty"))
+			continue
+		}
 		err := container.In(s).Delete(ctx, name, o.force)
 		switch {
 		case err == nil:

@@ -95,12 +95,7 @@ func (a *App) search(ctx context.Context, what string, o *searchOptions) error {
 
 func (o *searchOptions) row(name string, f *remote.Found, format string) *searchRow {
 	// What comes from elsewhere does not steer the terminal.
-	description := strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, f.Description)
+	description := printable(f.Description)
 	if !o.noTrunc {
 		description = ellipsis(description, 45)
 	}
@@ -116,6 +111,16 @@ func (o *searchOptions) row(name string, f *remote.Found, format string) *search
 		r.automated = "[OK]"
 	}
 	return r
+}
+
+// printable is s without what would steer a terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 func oneWord(s string) string {

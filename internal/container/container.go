@@ -79,13 +79,15 @@ type Mount struct {
 
 // Host is what else run was told, for inspect.
 type Host struct {
-	Tty, OpenStdin       bool           `json:",omitempty"`
-	Hostname             string         `json:",omitempty"`
-	Privileged, ReadOnly bool           `json:",omitempty"`
-	CapAdd, CapDrop      []string       `json:",omitempty"`
-	Groups, ExtraHosts   []string       `json:",omitempty"`
-	ShmSize              int64          `json:",omitempty"`
-	Limits               sandbox.Limits `json:",omitzero"`
+	Tty, OpenStdin       bool             `json:",omitempty"`
+	Hostname             string           `json:",omitempty"`
+	Privileged, ReadOnly bool             `json:",omitempty"`
+	CapAdd, CapDrop      []string         `json:",omitempty"`
+	Groups, ExtraHosts   []string         `json:",omitempty"`
+	ShmSize              int64            `json:",omitempty"`
+	Limits               sandbox.Limits   `json:",omitzero"`
+	Ulimits              []sandbox.Rlimit `json:",omitempty"`
+	SecurityOpt          []string         `json:",omitempty"` // a profile's file is not kept
 }
 
 // Set is the containers of one store.

@@ -141,7 +141,17 @@ func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 	one.Host = Host{
 		Tty: spec.Terminal, OpenStdin: spec.Stdin != nil, Hostname: spec.Hostname,
 		Privileged: spec.Privileged, ReadOnly: spec.ReadOnly, CapAdd: spec.CapAdd, CapDrop: spec.CapDrop,
-		Groups: spec.Groups, ExtraHosts: spec.ExtraHosts, ShmSize: spec.ShmSize, Limits: spec.Limits,
+		Groups: spec.Groups, ExtraHosts: spec.ExtraHosts, ShmSize: spec.ShmSize, Limits: spec.Limits, Ulimits: spec.Rlimits,
+	}
+	if spec.NoNewPrivileges {
+		one.Host.SecurityOpt = append(one.Host.SecurityOpt, "no-new-privileges")
+	}
+	switch spec.Seccomp {
+	case "":
+	case "unconfined":
+		one.Host.SecurityOpt = append(one.Host.SecurityOpt, "seccomp=unconfined")
+	default:
+		one.Host.SecurityOpt = append(one.Host.SecurityOpt, "seccomp=custom")
 	}
 	run.spec = spec
 	return run, nil

@@ -96,6 +96,8 @@ func (b *box) mountAll() error {
 		}
 	}
 	if b.spec.ReadOnly {
+		// A working directory is made as ever; chdir says why it could not be.
+		_ = os.MkdirAll(b.spec.Cwd, 0o755)
 		if err := remountReadOnly("/"); err != nil {
 			return err
 		}

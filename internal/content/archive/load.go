@@ -50,6 +50,12 @@ func (a *Archive) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var layout struct {
+		Version string `json:"imageLayoutVersion"`
+	}
+	if err := a.json(layoutFile, &layout); err == nil && layout.Version != "" && layout.Version != "1.0.0" {
+		return fmt.Errorf("unsupported OCI version %s: %w", layout.Version, oci.ErrInvalid)
+	}
 	for _, d := range ix.Manifests {
 		if !oci.IsManifest(d.MediaType) && !oci.IsIndex(d.MediaType) {
 			continue

@@ -22,8 +22,8 @@ type Image struct {
 	ID       oci.Digest
 	Manifest oci.Descriptor // for the platform chosen
 	Target   oci.Descriptor // what the names point at: Manifest, or its index
-	Names    []ref.Ref      // tags, sorted
-	Digests  []ref.Ref      // repository@digest, sorted
+	Names    []ref.Ref      // tags, sorted by their canonical form, as docker's
+	Digests  []ref.Ref      // repository@digest, so sorted too
 	Created  time.Time
 	Tagged   time.Time // when a tag last came to point at it
 	Platform oci.Platform
@@ -399,7 +399,7 @@ func (g *gathering) pin(img *Image) {
 
 func sortRefs(refs []ref.Ref) {
 	if len(refs) > 1 {
-		slices.SortFunc(refs, func(a, b ref.Ref) int { return cmp.Compare(a.Familiar(), b.Familiar()) })
+		slices.SortFunc(refs, func(a, b ref.Ref) int { return cmp.Compare(a.String(), b.String()) })
 	}
 }
 
