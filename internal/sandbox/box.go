@@ -8,6 +8,7 @@ import (
 	"path"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -32,6 +33,7 @@ type box struct {
 	rlimits []rlimit
 	master  *os.File // of the terminal
 	slave   *os.File
+	held    []*pending
 	// witnesses are mounts that go when the process has its /proc.
 	witnesses []string
 }
@@ -84,7 +86,9 @@ func (b *box) close() error {
 func (b *box) enter() error {
 	// What strake was started with must not leak into the sandbox: an open
 	// directory of the machine would be a way out.
-	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+	if err := closeOnExec(); err != nil {
+		return fmt.Errorf("keep the machine's files out: %w", err)
+	}
 	flags := unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 	if b.spec.Network == None {
 		flags |= unix.CLONE_NEWNET
@@ -127,9 +131,33 @@ func (b *box) enter() error {
 		}
 	}
 	// A session keyring of its own: keys of strake's session stay out of reach.
-	unix.KeyctlJoinSessionKeyring("")
+	// A kernel without keyrings, or a profile that forbids them, has none to keep.
+	// Only a null pointer asks for a keyring without a name.
+	switch _, _, errno := unix.Syscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0); errno {
+	case 0, unix.ENOSYS, unix.EPERM:
+	default:
+		return fmt.Errorf("make a session keyring: %w", errno)
+	}
 	unix.Umask(0o022)
 	return nil
+}
+
+// closeOnExec marks all descriptors above stderr to be closed by exec.
+func closeOnExec() error {
+	if unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return nil
+	}
+	return closeEachOnExec() // before Linux 5.11, or under an older profile of a container
+}
+
+func closeEachOnExec() error {
+	open, err := os.ReadDir("/proc/self/fd")
+	for _, e := range open {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return err
 }
 
 // chdir enters the working directory as root, as docker does: the user may

@@ -51,11 +51,11 @@ func (b *box) generate() ([]*pending, error) {
 		if err != nil {
 			return nil, fmt.Errorf("clone /etc/%s: %w", f.name, err)
 		}
-		made = append(made, &pending{fd: fd, dest: "/etc/" + f.name})
+		made = append(made, b.hold(fd, "/etc/"+f.name, false))
 		if b.spec.Step {
 			attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 			if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-				return made, fmt.Errorf("make /etc/%s read-only: %w", f.name, err)
+				return nil, fmt.Errorf("make /etc/%s read-only: %w", f.name, err)
 			}
 		}
 	}

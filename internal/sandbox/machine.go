@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"fmt"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -27,7 +26,7 @@ func (b *box) take() (m fromMachine, err error) {
 		if b.spec.Privileged {
 			m.host = hostDevices()
 		} else {
-			m.nodes, err = makeNodes()
+			m.nodes, err = b.makeNodes()
 		}
 		return m, err
 	}
@@ -46,7 +45,7 @@ func (b *box) take() (m fromMachine, err error) {
 			return m, err
 		}
 		if err == nil {
-			m.nodes = append(m.nodes, &pending{fd: fd, dest: "/dev/" + d.name})
+			m.nodes = append(m.nodes, b.hold(fd, "/dev/"+d.name, false))
 		}
 	}
 	for _, fs := range []string{"proc", "sys"} {
@@ -54,7 +53,7 @@ func (b *box) take() (m fromMachine, err error) {
 		if err != nil {
 			return m, err
 		}
-		m.witnesses = append(m.witnesses, &pending{fd: fd, dest: "/dev/.machine-" + fs, dir: true})
+		m.witnesses = append(m.witnesses, b.hold(fd, "/dev/.machine-"+fs, true))
 	}
 	if b.spec.Network == Host {
 		m.sys, err = b.machineSys()
@@ -93,14 +92,9 @@ func (b *box) machineSys() (*pending, error) {
 	if !b.spec.Privileged {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
+	sys := b.hold(fd, "/sys", true)
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
-		unix.Close(fd)
 		return nil, fmt.Errorf("make /sys read-only: %w", err)
 	}
-	return &pending{fd: fd, dest: "/sys", dir: true}, nil
-}
-
-// all are the mounts that wait.
-func (m fromMachine) all() []*pending {
-	return append(slices.Concat(m.nodes, m.witnesses), m.sys)
+	return sys, nil
 }

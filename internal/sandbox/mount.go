@@ -39,6 +39,21 @@ type pending struct {
 	mode uint32 // of a mount point that must be made
 }
 
+// hold makes fd, a detached mount, wait. It is closed by release.
+func (b *box) hold(fd int, dest string, dir bool) *pending {
+	w := &pending{fd: fd, dest: dest, dir: dir}
+	b.held = append(b.held, w)
+	return w
+}
+
+// release closes what was held: what is attached stays, what is not goes.
+func (b *box) release() {
+	for _, w := range b.held {
+		unix.Close(w.fd)
+	}
+	b.held = nil
+}
+
 func (b *box) mountAll() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -46,6 +61,7 @@ func (b *box) mountAll() error {
 	if err := enterWorkshop(); err != nil {
 		return err
 	}
+	defer b.release()
 	files, err := b.generate()
 	if err != nil {
 		return err
@@ -62,13 +78,6 @@ func (b *box) mountAll() error {
 		return strings.Count(path.Clean(x.Destination), "/") - strings.Count(path.Clean(y.Destination), "/")
 	})
 	waiting := make([]*pending, len(mounts))
-	defer func() {
-		for _, w := range slices.Concat(waiting, files, machine.all()) {
-			if w != nil && w.fd >= 0 {
-				unix.Close(w.fd)
-			}
-		}
-	}()
 	for i := range mounts {
 		if waiting[i], err = b.prepareMount(i, &mounts[i]); err != nil {
 			return err
@@ -282,33 +291,35 @@ func (b *box) prepareMount(i int, m *Mount) (*pending, error) {
 	if clean := path.Clean(m.Destination); clean == "/proc" || strings.HasPrefix(clean, "/proc/") {
 		return nil, fmt.Errorf("%q cannot be mounted because it is inside /proc", m.Destination)
 	}
-	w := &pending{fd: -1, dest: path.Clean(m.Destination), dir: true, mode: m.Mode}
 	at := "m" + strconv.Itoa(i)
+	var fd int
 	var err error
 	switch m.Type {
 	case "bind":
 		if m.Selector != "" {
-			w.fd, err = cloneIn(m.Source, m.Selector, cloneFlags(m.Recursive))
+			fd, err = cloneIn(m.Source, m.Selector, cloneFlags(m.Recursive))
 		} else {
-			w.fd, err = cloneTree(m.Source, m.Recursive)
+			fd, err = cloneTree(m.Source, m.Recursive)
 		}
 	case "tmpfs":
-		w.fd, err = newTmpfs(m)
+		fd, err = newTmpfs(m)
 	case "overlay":
 		if m.Overlay == nil {
 			return nil, fmt.Errorf("mount %s: no overlay given", m.Destination)
 		}
-		w.fd, err = cloneOverlay(m, at)
+		fd, err = cloneOverlay(m, at)
 	case "file":
-		w.fd, err = makeFile(m, fmt.Sprintf("file%d", i))
+		fd, err = makeFile(m, fmt.Sprintf("file%d", i))
 	default:
 		return nil, fmt.Errorf("mount %s: unknown type %q", m.Destination, m.Type)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
+	w := b.hold(fd, path.Clean(m.Destination), true)
+	w.mode = m.Mode
 	var st unix.Stat_t
-	if err := unix.Fstat(w.fd, &st); err != nil {
+	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
 	}
 	w.dir = st.Mode&unix.S_IFMT == unix.S_IFDIR
@@ -320,7 +331,7 @@ func (b *box) prepareMount(i int, m *Mount) (*pending, error) {
 		attr.Attr_set |= unix.MOUNT_ATTR_NODEV // as for the root
 	}
 	if attr.Attr_set != 0 {
-		if err := unix.MountSetattr(w.fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
 	}

@@ -77,11 +77,11 @@ type Spec struct {
 // Network is the process's network.
 type Network string
 
-// The networks of this slice.
+// The networks a process may have.
 const (
 	Host Network = "host"
 	None Network = "none" // loopback only
-	User Network = "user" // UserNet, an ordinary user's
+	User Network = "user" // Spec.UserNet
 )
 
 // Mount is one further mount, made in the order of destinations.

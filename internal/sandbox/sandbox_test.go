@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/strake-project/strake/internal/rootfs"
 )
 
@@ -146,6 +148,54 @@ func TestStartErrors(t *testing.T) {
 		if !errors.As(err, &failed) || failed.Code != c.code || failed.Error() != c.want {
 			t.Errorf("%q: %v", c.spec.Args, err)
 		}
+	}
+}
+
+// A start that fails, wherever it does, keeps no descriptor.
+func TestFailedStartHoldsNothing(t *testing.T) {
+	root := busybox(t)
+	open := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	sh(t, Spec{Root: root}, "true") // what is opened once is open
+	lower := rootfs.Root{Lowers: root.Lowers}
+	for what, mounts := range map[string][]Mount{
+		"a source that is missing": {{Type: "bind", Source: "/etc", Destination: "/a"}, {Type: "bind", Source: "/nowhere", Destination: "/b"}},
+		"a type that is unknown":   {{Type: "overlay", Overlay: &lower, Destination: "/a"}, {Type: "other", Destination: "/b"}},
+		"a destination below a file": {{Type: "file", Content: []byte("x"), Destination: "/a"}, {Type: "tmpfs", Destination: "/b"},
+			{Type: "bind", Source: "/etc", Destination: "/etc/passwd/c"}},
+	} {
+		before := open()
+		for _, hosts := range [][]string{nil, {"bad"}} {
+			if _, err := Start(t.Context(), &Spec{Root: root, Args: []string{"true"}, Env: []string{testPath}, Mounts: mounts, ExtraHosts: hosts}); err == nil {
+				t.Errorf("%s: it started", what)
+			}
+		}
+		if now := open(); now != before {
+			t.Errorf("%s: %d descriptors, before %d", what, now, before)
+		}
+	}
+}
+
+// Where the kernel cannot mark all descriptors at once, each is marked.
+func TestCloseEachOnExec(t *testing.T) {
+	fd, err := unix.Open("/", unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := closeEachOnExec(); err != nil {
+		t.Fatal(err)
+	}
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("flags of an open directory: %#x, %v", flags, err)
+	}
+	if flags, err := unix.FcntlInt(2, unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
+		t.Errorf("flags of stderr: %#x, %v", flags, err)
 	}
 }
 

@@ -1,12 +1,15 @@
 package sandbox
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // probe builds testdata/probe for an architecture into a root.
@@ -61,6 +64,26 @@ func TestSeccomp(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A process without a filter has a session keyring of its own, not strake's
+// with the keys in it.
+func TestSessionKeyring(t *testing.T) {
+	root := busybox(t)
+	probe(t, root.Lowers[0], runtime.GOARCH)
+	ids := map[string]bool{}
+	ours, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids[fmt.Sprintf("session? %d\n", ours)] = true
+	for range 2 {
+		out, exit := sh(t, Spec{Root: root, Seccomp: "unconfined"}, fmt.Sprintf("probe session?=%d,%d,%d,0", unix.SYS_KEYCTL, unix.KEYCTL_GET_KEYRING_ID, ^uint(2)))
+		if exit.Code != 0 || !strings.HasPrefix(out, "session? ") || ids[out] {
+			t.Errorf("exit code %d, keyring %q, known: %v", exit.Code, out, ids)
+		}
+		ids[out] = true
 	}
 }
 

@@ -187,20 +187,20 @@ func (b *box) mountCgroups(s *script) {
 // makeNodes makes /dev's nodes in the workshop and clones them for mounting:
 // /dev itself is nodev, or else root in the sandbox, who may make nodes, could
 // make the machine's disk there and open it.
-func makeNodes() ([]*pending, error) {
+func (b *box) makeNodes() ([]*pending, error) {
 	if err := unix.Mkdir("dev", 0o755); err != nil {
 		return nil, err
 	}
 	var nodes []*pending
 	for _, d := range devices() {
 		if err := makeNode("dev/", d); err != nil {
-			return nodes, err
+			return nil, err
 		}
 		fd, err := unix.OpenTree(unix.AT_FDCWD, "dev/"+d.name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		if err != nil {
-			return nodes, fmt.Errorf("clone /dev/%s: %w", d.name, err)
+			return nil, fmt.Errorf("clone /dev/%s: %w", d.name, err)
 		}
-		nodes = append(nodes, &pending{fd: fd, dest: "/dev/" + d.name})
+		nodes = append(nodes, b.hold(fd, "/dev/"+d.name, false))
 	}
 	return nodes, nil
 }

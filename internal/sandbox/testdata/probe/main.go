@@ -1,5 +1,5 @@
 // Probe makes the system calls that it is given and prints what each says:
-// NAME or NAME=NUMBER,ARG,ARG…
+// NAME=NUMBER,ARG,ARG…, where the result of a NAME? is printed too.
 package main
 
 import (
@@ -22,11 +22,14 @@ func main() {
 			}
 			nr[i] = uintptr(v)
 		}
-		_, _, e := syscall.RawSyscall6(nr[0], nr[1], nr[2], nr[3], nr[4], nr[5], nr[6])
-		if e == 0 {
-			fmt.Println(name, "ok")
-		} else {
+		result, _, e := syscall.RawSyscall6(nr[0], nr[1], nr[2], nr[3], nr[4], nr[5], nr[6])
+		switch {
+		case e != 0:
 			fmt.Println(name, e)
+		case strings.HasSuffix(name, "?"):
+			fmt.Println(name, int(result))
+		default:
+			fmt.Println(name, "ok")
 		}
 	}
 }
