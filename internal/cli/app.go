@@ -38,6 +38,7 @@ type App struct {
 
 	args    []string // the process's own
 	entered bool     // into a user namespace, by an ordinary user
+	busy    *term.Busy
 }
 
 // globalFlags are the flags before the command.
@@ -52,9 +53,11 @@ type globalFlags struct {
 // returns the exit code. It does not end the process and takes nothing from
 // it but its environment.
 func Main(ctx context.Context, args []string, streams term.Streams) int {
-	a := &App{Streams: streams, name: calledName(args), log: slog.New(slog.DiscardHandler), args: args, entered: userns.Entered()}
+	a := &App{Streams: streams, name: calledName(args), log: slog.New(slog.DiscardHandler), args: args, entered: userns.Entered(), busy: new(term.Busy)}
 	defer a.close()
-	return a.report(ctx, a.run(ctx, args))
+	err := a.run(ctx, args)
+	a.busy.Stop()
+	return a.report(ctx, err)
 }
 
 // calledName is the name to print: docker's where a link of that name was

@@ -19,7 +19,7 @@ import (
 
 func testApp(name string) (*App, *bytes.Buffer, *bytes.Buffer) {
 	var out, err bytes.Buffer
-	return &App{name: name, Streams: term.Streams{In: term.NewIn(strings.NewReader("")), Out: term.NewOut(&out), Err: term.NewOut(&err)}}, &out, &err
+	return &App{name: name, busy: new(term.Busy), Streams: term.Streams{In: term.NewIn(strings.NewReader("")), Out: term.NewOut(&out), Err: term.NewOut(&err)}}, &out, &err
 }
 
 // TestEveryCommand: each has a sentence, an example that calls it by its name,

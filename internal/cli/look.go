@@ -69,7 +69,7 @@ func (a *App) look(ctx context.Context, s *store.Store, name string, o *lookOpti
 			return nil, err
 		}
 	}
-	found, err := image.Fetch(ctx, s, a.Remote().Repository(r), r, p)
+	found, err := image.Fetch(ctx, s, counted{a.Remote().Repository(r), a.busy}, r, p)
 	if err != nil && !o.remote {
 		err = fmt.Errorf("%s is not a local image, and not to be had: %w", r.Familiar(), err)
 	}

@@ -159,6 +159,7 @@ func (a *App) rootCommand() *cobra.Command {
 	}
 	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) {
 		a.command = strings.TrimPrefix(cmd.CommandPath(), a.name+" ")
+		a.showBusy(cmd)
 	}
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.SetIn(a.In)

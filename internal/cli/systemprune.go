@@ -49,7 +49,11 @@ func (a *App) agreed(ctx context.Context, o *pruneOptions, question string) (boo
 	if o.force || o.dry {
 		return true, nil
 	}
-	return a.confirm(ctx, question)
+	yes, err := a.confirm(ctx, question)
+	if yes {
+		a.busy.Start()
+	}
+	return yes, err
 }
 
 func (a *App) pruned(o *pruneOptions, bytes int64) {

@@ -10,6 +10,7 @@ package term
 import (
 	"io"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/term"
 )
@@ -50,6 +51,15 @@ type Out struct {
 	io.Writer
 	file *os.File
 	tty  bool
+	busy atomic.Pointer[Busy]
+}
+
+// Write writes p where a line of Busy may have been.
+func (o *Out) Write(p []byte) (int, error) {
+	if b := o.busy.Load(); b != nil {
+		b.Stop()
+	}
+	return o.Writer.Write(p)
 }
 
 // NewOut wraps w; only an *os.File can be a terminal.
