@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,6 +34,8 @@ func TestMain(m *testing.M) {
 //	busyboxfs FILE               the same with a busybox that runs
 //	registry [VAR]               serve a registry with a store of its own until
 //	                             the script ends; its address is in $REGISTRY or $VAR
+//	silent VAR                   a server that accepts connections, and no more;
+//	                             its address is in $VAR
 //	masked stdout|stderr|FILE GOLDEN
 //	                             compare after ids, digests, ages and the width
 //	                             of columns were made the same
@@ -65,6 +68,7 @@ func TestScripts(t *testing.T) {
 			"busyboxfs": cmdBusybox,
 			"rootfs":    cmdRootfs,
 			"registry":  cmdRegistry,
+			"silent":    cmdSilent,
 			"masked":    cmdMasked,
 		},
 	})
@@ -192,6 +196,13 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("registry said %q", line)
 	}
 	ts.Setenv(name, addr)
+}
+
+func cmdSilent(ts *testscript.TestScript, neg bool, args []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	ts.Setenv(args[0], l.Addr().String()) // the kernel accepts
 }
 
 func cmdMasked(ts *testscript.TestScript, neg bool, args []string) {

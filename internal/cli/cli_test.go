@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"syscall"
 	"testing"
@@ -82,9 +83,11 @@ func TestReport(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(Signal{syscall.SIGTERM})
-	a, _, stderr := testApp("strake")
-	if code := a.report(ctx, daemon(ctx.Err())); code != 143 || stderr.Len() > 0 {
-		t.Errorf("after SIGTERM: code %d, %q", code, stderr)
+	for _, err := range []error{ctx.Err(), context.Cause(ctx), fmt.Errorf("Get x: %w", context.Cause(ctx))} {
+		a, _, stderr := testApp("strake")
+		if code := a.report(ctx, daemon(err)); code != 143 || stderr.Len() > 0 {
+			t.Errorf("%v after SIGTERM: code %d, %q", err, code, stderr)
+		}
 	}
 }
 

@@ -74,6 +74,9 @@ type Signal struct{ Signal os.Signal }
 
 func (s Signal) Error() string { return s.Signal.String() }
 
+// Is makes a Signal a cancellation: work that ends returns its context's cause.
+func (s Signal) Is(target error) bool { return target == context.Canceled }
+
 // report prints err as name ("strake" or "docker") prints it and returns the
 // exit code.
 func (a *App) report(ctx context.Context, err error) int {
