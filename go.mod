@@ -36,6 +36,8 @@ require (
 	modernc.org/sqlite v1.61.1
 )
 
+require golang.org/x/mod v0.42.0 // indirect
+
 require (
 	cyphar.com/go-pathrs v0.2.5 // indirect
 	github.com/Microsoft/go-winio v0.6.3-0.20251027160822-ad3df93bed29 // indirect

@@ -3,6 +3,8 @@ package build
 import (
 	"time"
 
+	"github.com/moby/buildkit/solver/pb"
+
 	"github.com/strake-project/strake/internal/oci"
 )
 
@@ -52,4 +54,8 @@ type Warning struct {
 	URL    string
 	File   string
 	Line   int
+
+	Level  int
+	Source *pb.SourceInfo
+	Range  []*pb.Range
 }

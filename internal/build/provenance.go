@@ -26,9 +26,10 @@ type Provenance struct {
 	Version      string
 	BuilderID    string
 	Reproducible bool
-	// Options are the frontend's.
-	Options map[string]string
-	Locals  []string
+	// Options are the frontend's; Dockerfile is its version.
+	Options    map[string]string
+	Dockerfile string
+	Locals     []string
 }
 
 const (
@@ -53,10 +54,12 @@ func (e *Engine) provenance(img Image, p *Provenance) (string, any, error) {
 	pred := &types.ProvenancePredicateSLSA1{
 		BuildDefinition: types.ProvenanceBuildDefinitionSLSA1{
 			ProvenanceBuildDefinition: slsa1.ProvenanceBuildDefinition{
-				BuildType: types.BuildKitBuildType1, ResolvedDependencies: e.materials(),
+				BuildType: types.BuildKitBuildType1, ResolvedDependencies: e.materials(nodes),
 			},
-			ExternalParameters: types.ProvenanceExternalParametersSLSA1{ConfigSource: e.configSource(p), Request: request},
-			InternalParameters: types.ProvenanceInternalParametersSLSA1{BuilderPlatform: platformKey(content.Host())},
+			ExternalParameters: types.ProvenanceExternalParametersSLSA1{ConfigSource: e.configSource(p, nodes), Request: request},
+			InternalParameters: types.ProvenanceInternalParametersSLSA1{
+				BuilderPlatform: platformKey(content.Host()), DockerfileVersion: p.Dockerfile,
+			},
 		},
 		RunDetails: types.ProvenanceRunDetailsSLSA1{
 			ProvenanceRunDetails: slsa1.ProvenanceRunDetails{Builder: slsa1.Builder{ID: p.BuilderID}},
@@ -83,7 +86,12 @@ func (p *Provenance) args() map[string]string {
 	out := map[string]string{}
 	for k, v := range p.Options {
 		detail := strings.HasPrefix(k, "build-arg:") || strings.HasPrefix(k, "label:")
-		if v == "" || detail && !p.Max || k == "filename" && v == "Dockerfile" {
+		if v == "" || detail && !p.Max {
+			continue
+		}
+		switch k {
+		case "filename", // which is the config source's path
+			"cgroup-parent", "image-resolve-mode", "platform": // which are the builder's
 			continue
 		}
 		if k == "context" || strings.HasPrefix(k, "context:") {
@@ -97,25 +105,35 @@ func (p *Provenance) args() map[string]string {
 	return out
 }
 
-// configSource is where the Dockerfile came from, if that was a URL.
-func (e *Engine) configSource(p *Provenance) types.ProvenanceConfigSourceSLSA1 {
-	var c types.ProvenanceConfigSourceSLSA1
+// configSource is the Dockerfile and, if that was a URL, where it came from.
+func (e *Engine) configSource(p *Provenance, nodes []*Node) types.ProvenanceConfigSourceSLSA1 {
+	c := types.ProvenanceConfigSourceSLSA1{Path: p.Options["filename"]}
+	if c.Path == "" {
+		c.Path = "Dockerfile"
+	}
 	uri := urlutil.RedactCredentials(p.Options["context"])
-	for _, m := range e.materials() {
+	for _, m := range e.materials(nodes) {
 		if bare, _, _ := strings.Cut(uri, "#"); uri != "" && (m.URI == uri || strings.HasPrefix(m.URI, bare)) {
-			c.URI, c.Digest, c.Path = m.URI, m.Digest, p.Options["filename"]
+			c.URI, c.Digest = m.URI, m.Digest
 		}
 	}
 	return c
 }
 
-// materials are what the build read from elsewhere, in order.
-func (e *Engine) materials() []slsa1.ResourceDescriptor {
+// materials are what the build read from elsewhere, in order; of images, those
+// that nodes name.
+func (e *Engine) materials(nodes []*Node) []slsa1.ResourceDescriptor {
+	used := map[string]bool{}
+	for _, n := range nodes {
+		if _, d, ok := strings.Cut(n.Op.GetSource().GetIdentifier(), "@"); ok {
+			used[d+" "+platformKey((&step{v: n}).platform())] = true
+		}
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	byURI := map[string]slsa.DigestSet{}
 	for _, img := range e.pulled {
-		if img.top.Digest != "" {
+		if used[string(img.top.Digest)+" "+platformKey(img.platform)] {
 			r := img.ref
 			if r.Tag != "" {
 				r.Digest = "" // the frontend pins what it resolved
@@ -229,4 +247,16 @@ func definition(nodes []*Node) (*types.BuildConfig, *types.Source) {
 		}
 	}
 	return config, source
+}
+
+// BuildProvenance is the predicate that --metadata-file shows of img, in the
+// form that buildx has there: without the graph and the times unless max asks
+// for them.
+func (e *Engine) BuildProvenance(img Image, p Provenance, max bool) (any, error) {
+	p.Max, p.Version = true, "v0.2"
+	_, pred, err := e.provenance(img, &p)
+	if short, ok := pred.(*types.ProvenancePredicateSLSA02); ok && !max {
+		short.BuildConfig, short.Metadata = nil, nil
+	}
+	return pred, err
 }

@@ -241,15 +241,21 @@ func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store) (err 
 	}
 	net := a.userNetwork(ctx, st, j.network)
 	defer net.Close()
+	var warnings []*build.Warning
 	engine := build.New(build.Options{
-		Network:   net.Getter(),
-		Store:     st,
-		Locals:    j.input.locals,
-		Uploads:   j.input.uploads,
-		Layouts:   j.input.layouts,
-		GitAgent:  j.input.gitAgent,
-		Secret:    j.secrets.get,
-		Events:    printer.Event,
+		Network:  net.Getter(),
+		Store:    st,
+		Locals:   j.input.locals,
+		Uploads:  j.input.uploads,
+		Layouts:  j.input.layouts,
+		GitAgent: j.input.gitAgent,
+		Secret:   j.secrets.get,
+		Events: func(ev build.Event) {
+			if ev.Warning != nil {
+				warnings = append(warnings, ev.Warning)
+			}
+			printer.Event(ev)
+		},
 		NoCache:   j.noCache,
 		Trace:     j.trace,
 		CacheFrom: j.caches.from,
@@ -293,12 +299,16 @@ func (a *App) buildHere(ctx context.Context, j *buildJob, st *store.Store) (err 
 	if len(out.skipped) > 0 {
 		fmt.Fprintf(a.Err, "WARNING: special files that need root were left out: %s\n", strings.Join(out.skipped, ", "))
 	}
-	return a.sayBuilt(j, out.made(), out.names, len(res.Images) > 1)
+	md, err := j.metadata(engine, res, warnings)
+	if err != nil {
+		return buildError(err)
+	}
+	return a.sayBuilt(j, out.made(), out.names, len(res.Images) > 1, md)
 }
 
 // sayBuilt writes the files that tell of the result, and with -q its ID.
-func (a *App) sayBuilt(j *buildJob, made *build.Exported, names []ref.Ref, several bool) error {
-	if err := j.writeResult(made, names, several); err != nil {
+func (a *App) sayBuilt(j *buildJob, made *build.Exported, names []ref.Ref, several bool, md map[string]any) error {
+	if err := j.writeResult(made, names, several, md); err != nil {
 		return buildError(err)
 	}
 	if j.quiet {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/strake-project/strake/internal/build"
+	"github.com/strake-project/strake/internal/build/frontend"
 	"github.com/strake-project/strake/internal/content"
 	"github.com/strake-project/strake/internal/image/sbom"
 	"github.com/strake-project/strake/internal/oci"
@@ -131,7 +132,7 @@ func (f *attestFlags) attest(o *buildOutput, all map[string]attestation, opts ma
 		}
 		at.Provenance = &build.Provenance{
 			Max: p.attr["mode"] == "max", Version: version, BuilderID: p.attr["builder-id"], Reproducible: reproducible,
-			Options: opts, Locals: locals,
+			Options: opts, Locals: locals, Dockerfile: frontend.Version(),
 		}
 	}
 	if s, ok := all["sbom"]; ok && (o.attestationInline || !s.inlineOnly) {

@@ -2,13 +2,10 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
-	"time"
 
 	"github.com/containerd/platforms"
 
@@ -275,63 +272,4 @@ func (x *exporting) made() *build.Exported {
 		return nil
 	}
 	return &x.image.Exported
-}
-
-// imageID is one platform's config's digest, of several their index's.
-func imageID(out *build.Exported, several bool) oci.Digest {
-	switch {
-	case out == nil:
-		return ""
-	case several:
-		return out.Target.Digest
-	}
-	return out.ID
-}
-
-// forgetImageID removes an older build's file, lest it is taken for this one's
-// where this one fails. A device or a pipe stays.
-func (f *buildFlags) forgetImageID() error {
-	fi, err := os.Lstat(f.iidFile)
-	if f.iidFile == "" || err != nil || !fi.Mode().IsRegular() {
-		return nil
-	}
-	if err := os.Remove(f.iidFile); err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("removing image ID file: %w", err)
-	}
-	return nil
-}
-
-// writeResult writes the files that --iidfile and --metadata-file name.
-func (f *buildFlags) writeResult(out *build.Exported, names []ref.Ref, several bool) error {
-	if f.iidFile != "" {
-		if err := os.WriteFile(f.iidFile, []byte(imageID(out, several)), 0o666); err != nil {
-			return err
-		}
-	}
-	if f.metadataFile == "" {
-		return nil
-	}
-	md := map[string]any{"buildx.build.ref": fmt.Sprintf("strake/%d", time.Now().UnixNano())}
-	if out != nil {
-		md["containerimage.descriptor"] = out.Target
-		md["containerimage.digest"] = out.Target.Digest
-		if !oci.IsIndex(out.Target.MediaType) {
-			md["containerimage.config.digest"] = out.ID
-		}
-		if len(names) > 0 {
-			all := make([]string, len(names))
-			for i, n := range names {
-				all[i] = n.String()
-			}
-			md["image.name"] = strings.Join(all, ",")
-		}
-	}
-	b, err := json.MarshalIndent(md, "", "  ")
-	if err != nil {
-		return err
-	}
-	return writeFile(f.metadataFile, 0o666, func(w io.Writer) error {
-		_, err := w.Write(append(b, '\n'))
-		return err
-	})
 }

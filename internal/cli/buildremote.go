@@ -104,7 +104,7 @@ func (a *App) buildRemote(ctx context.Context, j *buildJob, st *store.Store) (er
 	}
 	_, single := res.Response["containerimage.config.digest"]
 	several := !single && oci.IsIndex(res.Target.MediaType)
-	return a.sayBuilt(j, made, o.Names, several)
+	return a.sayBuilt(j, made, o.Names, several, nil)
 }
 
 // local refuses what only a build in this process can do.

@@ -19,6 +19,7 @@ import (
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	commonexptypes "github.com/moby/buildkit/exporter/exptypes"
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
+	"github.com/moby/buildkit/frontend/dockerfile/version"
 	"github.com/moby/buildkit/frontend/gateway/client"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
@@ -38,6 +39,9 @@ type Result struct {
 	// Metadata is what a sub-request (lint, outline, targets) answered.
 	Metadata map[string][]byte
 }
+
+// Version is that of the Dockerfile frontend.
+func Version() string { return version.Version() }
 
 // Build runs the Dockerfile frontend with BuildKit's frontend options
 // ("filename", "target", "build-arg:NAME", "platform", …) over engine, and
@@ -170,7 +174,7 @@ func (g *gateway) forward(ctx context.Context, req client.SolveRequest) (*client
 
 // Warn implements client.Client.
 func (g *gateway) Warn(_ context.Context, vertex oci.Digest, msg string, opts client.WarnOpts) error {
-	w := &build.Warning{Vertex: vertex, Short: msg, URL: opts.URL}
+	w := &build.Warning{Vertex: vertex, Short: msg, URL: opts.URL, Level: opts.Level, Source: opts.SourceInfo, Range: opts.Range}
 	for _, d := range opts.Detail {
 		w.Detail = append(w.Detail, string(d))
 	}
