@@ -2,7 +2,7 @@
 # All tests, as root on Debian 12 with Go: installs what they need, builds the
 # binary, runs everything. With CI set, no test may skip. usage: ./test.sh
 . "$(dirname "$0")/setup.sh"
-need busybox=busybox-static mmdebstrap=mmdebstrap docker-registry=docker-registry skopeo=skopeo xz=xz-utils zstd=zstd bzip2=bzip2 \
+need busybox=busybox-static mmdebstrap=mmdebstrap docker-registry=docker-registry skopeo=skopeo \
 	curl=curl xz=xz-utils zstd=zstd bzip2=bzip2 gcc=gcc unshare=util-linux newuidmap=uidmap \
 	pasta=passt slirp4netns=slirp4netns ip=iproute2 python3=python3-minimal script=bsdutils git=git
 # The rootless tests run as an ordinary user with subordinate ids.

@@ -73,11 +73,12 @@ func (a *App) load(ctx context.Context, o *loadOptions) error {
 	if err := loadable(ctx, src, ps); err != nil {
 		return err
 	}
-	printer := term.NewTransferPrinter(a.Err, term.Load)
-	if !o.quiet && a.Err.Draws() {
-		opt.Progress = printer.Event
-	}
 	for _, im := range src.Images() {
+		// What is printed below the bars of one image is not theirs to redraw.
+		printer := term.NewTransferPrinter(a.Err, term.Load)
+		if !o.quiet && a.Err.Draws() {
+			opt.Progress = printer.Event
+		}
 		line, err := loadOne(ctx, s, src, im, opt)
 		printer.Close()
 		if err != nil {

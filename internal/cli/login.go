@@ -32,6 +32,13 @@ func (a *App) loginCommand() *cobra.Command {
 		Example: "  strake login -u ann --password-stdin registry.example.com < token",
 		Args:    maxArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			// A script's unset variable must not be taken for "ask me", or for
+			// what is kept.
+			for _, flag := range []string{"username", "password"} {
+				if f := cmd.Flags().Lookup(flag); f.Changed && f.Value.String() == "" {
+					return errors.New(flag + " is empty")
+				}
+			}
 			return a.login(cmd.Context(), serverOf(args), &o, cmd.Flags().Changed("password"))
 		},
 	}
