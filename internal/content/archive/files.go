@@ -192,7 +192,7 @@ func read(ctx context.Context, f file, scratch string) (*Archive, error) {
 		f.Close()
 		return nil, err
 	}
-	if packed(magic[:n]) {
+	if layer.Sniff(magic[:n]) != layer.Plain {
 		defer f.Close()
 		return spool(ctx, f, scratch)
 	}
@@ -205,21 +205,11 @@ func read(ctx context.Context, f file, scratch string) (*Archive, error) {
 	return resolve(ctx, &tarball{f, members})
 }
 
-// packed tells whether a file that begins with b is compressed.
-func packed(b []byte) bool {
-	for _, magic := range []string{"\x1f\x8b", "\x28\xb5\x2f\xfd", "BZh", "\xfd7zXZ\x00"} {
-		if strings.HasPrefix(string(b), magic) {
-			return true
-		}
-	}
-	return false
-}
-
 // spool copies a stream, unpacked, to a file in scratch and learns in the same
 // pass where its members lie.
 func spool(ctx context.Context, r io.Reader, scratch string) (*Archive, error) {
 	plain := bufio.NewReaderSize(r, 1<<20)
-	if magic, _ := plain.Peek(6); packed(magic) {
+	if magic, _ := plain.Peek(6); layer.Sniff(magic) != layer.Plain {
 		u, _, err := layer.Decompress(plain)
 		if err != nil {
 			return nil, err

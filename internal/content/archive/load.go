@@ -264,7 +264,7 @@ func (a *Archive) layer(ctx context.Context, name string, diffID oci.Digest) (oc
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return oci.Descriptor{}, err
 	}
-	if !packed(magic[:n]) {
+	if layer.Sniff(magic[:n]) == layer.Plain {
 		return oci.Descriptor{MediaType: oci.MediaTypeLayer, Digest: diffID, Size: size}, nil
 	}
 	hash := digest.SHA256.Hash()

@@ -31,7 +31,7 @@ const maxHeld = 8
 
 // accepted are the media types asked for. Registries convert, or refuse, what
 // a client does not name; schema 1 is not named, so what still comes as such is
-// refused with a clear word (traps.md 14).
+// refused with a clear word.
 var accepted = strings.Join([]string{oci.MediaTypeIndex, oci.MediaTypeManifest, oci.MediaTypeDockerList, oci.MediaTypeDockerMani, "*/*"}, ", ")
 
 // Resolve implements content.Source. Its errors are docker's words.

@@ -145,7 +145,7 @@ func (u *upload) run(ctx context.Context) error {
 			continue
 		}
 		if errors.Is(err, oci.ErrCorrupt) {
-			return u.mismatch(ctx, err)
+			return u.mismatch(err)
 		}
 		unknown := said != nil && (said.Status == http.StatusNotFound || said.Status == http.StatusRequestedRangeNotSatisfiable)
 		if u.at-mark >= progress {
@@ -325,7 +325,7 @@ func (u *upload) giveUp(ctx context.Context) {
 }
 
 // mismatch names the digest that the registry only says is another one.
-func (u *upload) mismatch(ctx context.Context, err error) error {
+func (u *upload) mismatch(err error) error {
 	var typed *oci.DigestError
 	if errors.As(err, &typed) {
 		return err

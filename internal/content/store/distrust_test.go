@@ -5,12 +5,15 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	_ "modernc.org/sqlite"
 
 	"github.com/strake-project/strake/internal/content/store"
+	"github.com/strake-project/strake/internal/oci"
 	"github.com/strake-project/strake/internal/ocitest"
 )
 
@@ -150,4 +153,37 @@ func TestRemake(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(tree, "d", "f")); string(b) != "kontent" {
 		t.Errorf("what could not be made again is gone: %q, %v", b, err)
 	}
+}
+
+// TestRebuildPassesOver makes the database again over content that looks like
+// an index and is none: it stays content, and hinders nobody.
+func TestRebuildPassesOver(t *testing.T) {
+	root := t.TempDir()
+	s := open(t, root)
+	put(t, t.Context(), s, ocitest.One(), "one")
+	ctx, release := lease(t, s)
+	for _, body := range []string{
+		`{"mediaType":"application/vnd.oci.image.index.v1+json","config":5}`,
+		`{"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"digest":"sha256:x"},"layers":[]}`,
+		`{"manifests":7}`,
+	} {
+		d := oci.Descriptor{MediaType: "application/octet-stream", Digest: digest.FromString(body), Size: int64(len(body))}
+		if err := s.Put(ctx, d, strings.NewReader(body)); err != nil {
+			t.Fatal(err)
+		}
+		d.MediaType = oci.MediaTypeIndex
+		if err := s.Put(ctx, d, strings.NewReader(body)); !errors.Is(err, oci.ErrInvalid) {
+			t.Errorf("%s as an index: %v", body, err)
+		}
+	}
+	release()
+	s.Close()
+	done, err := store.Rebuild(t.Context(), root, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done.Manifests != 1 {
+		t.Errorf("%d manifests, not one", done.Manifests)
+	}
+	sound(t, open(t, root))
 }

@@ -1,9 +1,9 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -48,13 +48,9 @@ func (s *Store) putManifest(ctx context.Context, d oci.Descriptor, r io.Reader) 
 	if err != nil {
 		return err
 	}
-	children, err := oci.Children(d.MediaType, body)
+	m, children, err := parseManifest(d.MediaType, body)
 	if err != nil {
 		return err
-	}
-	var m manifest
-	if err := json.Unmarshal(body, &m); err != nil {
-		return err // Children has read it already
 	}
 	a, err := s.newAside()
 	if err != nil {
@@ -64,7 +60,20 @@ func (s *Store) putManifest(ctx context.Context, d oci.Descriptor, r io.Reader) 
 	if _, err := a.Write(body); err != nil {
 		return s.failed(a.path, err)
 	}
-	return s.admit(ctx, a, d, func(t *tx) error { return s.learn(t, d, &m, children) })
+	return s.admit(ctx, a, d, func(t *tx) error { return s.learn(t, d, m, children) })
+}
+
+// parseManifest reads a manifest or index and what it names.
+func parseManifest(mediaType string, body []byte) (*manifest, []oci.Descriptor, error) {
+	children, err := oci.Children(mediaType, body)
+	if err != nil {
+		return nil, nil, err
+	}
+	m := new(manifest)
+	if err := json.Unmarshal(body, m); err != nil {
+		return nil, nil, fmt.Errorf("manifest: %v: %w", err, oci.ErrInvalid)
+	}
+	return m, children, nil
 }
 
 // learn records the facts and edges of a manifest or index.
@@ -136,12 +145,13 @@ type config struct {
 	} `json:"rootfs"`
 }
 
+func isConfig(mediaType string) bool {
+	return mediaType == oci.MediaTypeConfig || mediaType == oci.MediaTypeDockerConfig
+}
+
 // parseConfig returns nil where b is no image's config: an artifact may have
 // anything there, and it must not break a list.
-func parseConfig(mediaType string, b []byte) *config {
-	if mediaType != oci.MediaTypeConfig && mediaType != oci.MediaTypeDockerConfig {
-		return nil
-	}
+func parseConfig(b []byte) *config {
 	var c config
 	if json.Unmarshal(b, &c) != nil || c.RootFS.Type != "layers" {
 		return nil
@@ -157,18 +167,18 @@ func parseConfig(mediaType string, b []byte) *config {
 // learnImage records the facts of the image that manifest d is of. Where its
 // config is not here yet, blobArrived calls it again.
 func (s *Store) learnImage(t *tx, d oci.Descriptor, m *manifest) error {
-	b, err := os.ReadFile(s.blobPath(m.Config.Digest))
-	if there, ferr := t.exists("SELECT 1 FROM blob WHERE digest = ?", m.Config.Digest); ferr != nil {
-		return ferr
-	} else if err != nil || !there || len(b) > oci.MaxManifestSize {
-		b = nil
-	}
-	typed := m.Config.MediaType == oci.MediaTypeConfig || m.Config.MediaType == oci.MediaTypeDockerConfig
-	if b == nil && typed {
-		return nil
-	}
-	if c := parseConfig(m.Config.MediaType, b); c != nil {
-		return t.insertImage(m, c)
+	if isConfig(m.Config.MediaType) {
+		there, err := t.exists("SELECT 1 FROM blob WHERE digest = ? AND size <= ?", m.Config.Digest, oci.MaxManifestSize)
+		if err != nil || !there {
+			return err
+		}
+		b, err := os.ReadFile(s.blobPath(m.Config.Digest))
+		if err != nil {
+			return nil // whoever reads it finds that it is gone, and says so
+		}
+		if c := parseConfig(b); c != nil {
+			return t.insertImage(m, c)
+		}
 	}
 	size := int64(0)
 	for _, l := range m.Layers {
@@ -177,7 +187,7 @@ func (s *Store) learnImage(t *tx, d oci.Descriptor, m *manifest) error {
 	if _, err := t.Exec("UPDATE manifest SET image = ? WHERE digest = ?", d.Digest, d.Digest); err != nil {
 		return err
 	}
-	_, err = t.Exec(`INSERT OR IGNORE INTO image(id, artifact, created, os, arch, variant, osversion, labels, layers, size)
+	_, err := t.Exec(`INSERT OR IGNORE INTO image(id, artifact, created, os, arch, variant, osversion, labels, layers, size)
 		VALUES(?,1,0,'','','','','','',?)`, d.Digest, size)
 	return err
 }
@@ -280,11 +290,14 @@ func (s *Store) blobArrived(t *tx, d oci.Digest, plain int64) error {
 		}
 		body, err := oci.ReadAll(f, desc)
 		f.Close()
-		var m manifest
-		if err != nil || json.NewDecoder(bytes.NewReader(body)).Decode(&m) != nil {
+		if err != nil {
 			continue
 		}
-		if err := s.learnImage(t, desc, &m); err != nil {
+		m, _, err := parseManifest(desc.MediaType, body)
+		if err != nil {
+			continue
+		}
+		if err := s.learnImage(t, desc, m); err != nil {
 			return err
 		}
 	}

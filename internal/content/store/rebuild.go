@@ -218,7 +218,7 @@ func manifestKind(body []byte, known string) string {
 	if !oci.IsManifest(kind) && !oci.IsIndex(kind) {
 		return ""
 	}
-	if _, err := oci.Children(kind, body); err != nil {
+	if _, _, err := parseManifest(kind, body); err != nil {
 		return ""
 	}
 	return kind
@@ -229,12 +229,8 @@ func (s *Store) refillManifest(t *tx, d oci.Descriptor) error {
 	if err != nil {
 		return err
 	}
-	children, err := oci.Children(d.MediaType, body)
+	m, children, err := parseManifest(d.MediaType, body)
 	if err != nil {
-		return err
-	}
-	var m manifest
-	if err := json.Unmarshal(body, &m); err != nil {
 		return err
 	}
 	for _, c := range children {
@@ -242,7 +238,7 @@ func (s *Store) refillManifest(t *tx, d oci.Descriptor) error {
 			return err
 		}
 	}
-	return s.learn(t, d, &m, children)
+	return s.learn(t, d, m, children)
 }
 
 // refillLayers makes the rows of the directories below layers.

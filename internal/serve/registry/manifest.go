@@ -215,7 +215,11 @@ func (g *Registry) name(q query, d oci.Descriptor, m pushed, tags []string) erro
 			return err
 		}
 	}
-	if len(tags) == 0 && !g.attached(q.ctx(), q, m) {
+	attached, err := g.attached(q.ctx(), m)
+	if err != nil {
+		return err
+	}
+	if len(tags) == 0 && !attached {
 		if err := g.store.Tag(q.ctx(), q.repo.WithDigest(d.Digest), d); err != nil {
 			return err
 		}
@@ -228,12 +232,12 @@ func (g *Registry) name(q query, d oci.Descriptor, m pushed, tags []string) erro
 	return nil
 }
 
-func (g *Registry) attached(ctx context.Context, q query, m pushed) bool {
+// attached tells whether m is found through a subject that is here.
+func (g *Registry) attached(ctx context.Context, m pushed) (bool, error) {
 	if m.Subject == nil {
-		return false
+		return false, nil
 	}
-	ok, err := g.store.Has(ctx, *m.Subject)
-	return err == nil && ok
+	return g.store.Has(ctx, *m.Subject)
 }
 
 // deleteManifest removes a tag, or a manifest with every tag that points at it.
@@ -259,7 +263,11 @@ func (g *Registry) deleteManifest(q query) error {
 		return err
 	}
 	for _, t := range tags {
-		if at, err := g.store.Resolve(ctx, q.repo.WithTag(t)); err != nil || at.Digest != d.Digest {
+		at, err := g.store.Resolve(ctx, q.repo.WithTag(t))
+		if err != nil && !errors.Is(err, oci.ErrNotFound) {
+			return err
+		}
+		if err != nil || at.Digest != d.Digest {
 			continue
 		}
 		if _, err := g.store.Untag(ctx, q.repo.WithTag(t)); err != nil && !errors.Is(err, oci.ErrNotFound) {

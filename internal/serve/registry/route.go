@@ -98,7 +98,7 @@ func parsePath(path string) (route, error) {
 func parseDigest(s string) (oci.Digest, error) {
 	d := oci.Digest(s)
 	if err := d.Validate(); err != nil || !d.Algorithm().Available() {
-		return "", fault(codeDigestInvalid, http.StatusBadRequest, "digest %q: %v", s, "must be sha256: and 64 hex digits, or sha512: and 128")
+		return "", fault(codeDigestInvalid, http.StatusBadRequest, "digest %q must be sha256: and 64 hex digits, or sha512: and 128", s)
 	}
 	return d, nil
 }

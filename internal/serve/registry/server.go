@@ -26,21 +26,21 @@ func Serve(ctx context.Context, l net.Listener, s Store, opt Options) error {
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 	}
-	stopped := make(chan error, 1)
+	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		err := srv.Shutdown(grace)
-		if err != nil {
+		defer close(stopped)
+		if srv.Shutdown(grace) != nil { // their time is over
 			srv.Close()
 		}
-		stopped <- nil
 	})
 	err := srv.Serve(l)
 	if stop() || !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
-	return <-stopped
+	<-stopped
+	return nil
 }
 
 // patient gives each Read of a request's body its own deadline.

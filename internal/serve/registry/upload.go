@@ -214,12 +214,9 @@ func uploadUnknown() *apiError {
 
 // accepted answers with a session's place and how far it is.
 func (g *Registry) accepted(q query, id string, size int64, status int) {
-	h := q.w.Header()
-	h.Set("Location", "/v2/"+q.name+"/blobs/uploads/"+id)
-	h.Set("Range", fmt.Sprintf("0-%d", max(size-1, 0)))
-	h.Set("Docker-Upload-UUID", id)
+	where(q, id, size)
 	if status != http.StatusNoContent {
-		h.Set("Content-Length", "0")
+		q.w.Header().Set("Content-Length", "0")
 	}
 	q.w.WriteHeader(status)
 }
@@ -267,11 +264,11 @@ func (g *Registry) receive(q query, up *upload) error {
 			return fault(codeBlobUploadInvalid, http.StatusBadRequest, "Content-Range %q must be START-END", header)
 		}
 		if part.start != up.size {
-			g.where(q, up)
+			where(q, q.upload, up.size)
 			return fault(codeBlobUploadInvalid, http.StatusRequestedRangeNotSatisfiable, "the chunk begins at %d, the upload is at %d", part.start, up.size)
 		}
 		if n := q.r.ContentLength; n >= 0 && n != part.length {
-			g.where(q, up)
+			where(q, q.upload, up.size)
 			return fault(codeSizeInvalid, http.StatusBadRequest, "the chunk has %d bytes, its Content-Range says %d", n, part.length)
 		}
 		return up.append(io.LimitReader(q.r.Body, part.length))
@@ -279,11 +276,12 @@ func (g *Registry) receive(q query, up *upload) error {
 	return up.append(q.r.Body)
 }
 
-func (g *Registry) where(q query, up *upload) {
+// where sets the headers that say where a session is and how far.
+func where(q query, id string, size int64) {
 	h := q.w.Header()
-	h.Set("Location", "/v2/"+q.name+"/blobs/uploads/"+q.upload)
-	h.Set("Range", fmt.Sprintf("0-%d", max(up.size-1, 0)))
-	h.Set("Docker-Upload-UUID", q.upload)
+	h.Set("Location", "/v2/"+q.name+"/blobs/uploads/"+id)
+	h.Set("Range", fmt.Sprintf("0-%d", max(size-1, 0)))
+	h.Set("Docker-Upload-UUID", id)
 }
 
 // append writes a body to the end of the file.
