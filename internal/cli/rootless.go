@@ -23,12 +23,13 @@ import (
 func confined(command string) need {
 	switch command {
 	case "build", "image build", "buildx build", "run", "container run", "builder build",
-		"image cat", "image cp", "image diff", "image mutate", "image squash": // they may unpack
+		"image cat", "image cp", "image diff", "image squash": // they may unpack
 		return always
-	case "help", "version", "login", "logout", "completion",
+	case "help", "version", "login", "logout", "completion", "man", "install-shim", "info", "system info",
 		"pull", "image pull", "load", "image load", "import", "image import",
-		"images", "image ls", "tag", "image tag", "tags", "history", "image history",
-		"inspect", "image inspect", "ps", "container ls", "search", "outdated":
+		"images", "image ls", "tag", "image tag", "tags", "history", "image history", "image log", "image mutate", "image pin", "image unpin",
+		"inspect", "image inspect", "container inspect", "ps", "container ls", "search", "outdated",
+		"manifest annotate", "manifest create", "manifest inspect", "manifest push", "manifest rm", "buildx imagetools create", "buildx imagetools inspect":
 		return never // they move bytes and look at rows
 	}
 	return forTrees

@@ -118,7 +118,7 @@ func (c *Set) List(ctx context.Context) ([]*Container, error) {
 				one.State, one.ExitCode, one.Pid = Exited, 137, 0
 			}
 			if one.Remove {
-				c.discard(ctx, one.ID) // as its strake would have done
+				c.tidy(ctx, one.ID)
 				continue
 			}
 		}
@@ -209,6 +209,15 @@ func (c *Set) discard(ctx context.Context, id string) error {
 		return err
 	}
 	return os.RemoveAll(c.dir(id))
+}
+
+// tidy discards what a killed strake would have discarded. Where its files are
+// not this process's to remove, as an ordinary user's outside of his namespace,
+// the record stays for one that may.
+func (c *Set) tidy(ctx context.Context, id string) {
+	if os.RemoveAll(c.dir(id)) == nil {
+		_ = c.store.DeleteRecord(ctx, bucket, id) // else the next one does
+	}
 }
 
 func (c *Set) record(ctx context.Context, one *Container) error {

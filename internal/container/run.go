@@ -57,24 +57,17 @@ type Run struct {
 // lease: without Remove the container outlives it.
 func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 	spec := opt.Sandbox
+	if spec.Args = command(opt); len(spec.Args) == 0 {
+		return nil, fmt.Errorf("no command specified: %w", oci.ErrInvalid)
+	}
 	one := &Container{
 		ID: newID(), Name: opt.Name, Image: opt.ImageName, ImageID: opt.Image.ID, Layers: opt.Image.Layers,
 		Manifest: opt.Image.Manifest.Digest, Target: opt.Image.Target.Digest,
+		Command: spec.Args, User: spec.User, WorkingDir: spec.Cwd, Env: opt.Env,
 		Created: time.Now(), State: Created, Labels: labels(opt), Remove: opt.Remove, Network: string(spec.Network),
 	}
 	conf := &opt.Config.Config
-	spec.Args = command(opt)
-	if len(spec.Args) == 0 {
-		return nil, fmt.Errorf("no command specified: %w", oci.ErrInvalid)
-	}
-	one.Command = spec.Args
-	one.User, one.WorkingDir, one.Env = spec.User, spec.Cwd, opt.Env
-	if spec.User == "" {
-		spec.User = conf.User
-	}
-	if spec.Cwd == "" {
-		spec.Cwd = conf.WorkingDir
-	}
+	spec.User, spec.Cwd = cmp.Or(spec.User, conf.User), cmp.Or(spec.Cwd, conf.WorkingDir)
 	if spec.Hostname == "" {
 		spec.Hostname = one.ID[:12]
 		if spec.Network == sandbox.Host {
@@ -98,63 +91,91 @@ func (c *Set) Create(ctx context.Context, opt *Options) (_ *Run, err error) {
 			os.RemoveAll(c.dir(one.ID))
 		}
 	}()
-	dir := c.dir(one.ID)
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	if run.lock, err = c.hold(one.ID); err != nil {
 		return nil, err
-	}
-	if run.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(run.lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", run.lock.Name(), err)
 	}
 	if err := c.reserve(ctx, one); err != nil {
 		return nil, err
 	}
 	recorded = true
-	root, err := rootfs.Prepare(ctx, c.store, opt.Image.Layers)
+	if err := c.prepare(ctx, one, &spec); err != nil {
+		return nil, err
+	}
+	if err := c.volumes(ctx, one, &spec, conf.Volumes); err != nil {
+		return nil, err
+	}
+	one.Mounts, one.Host = mounts(&spec, c.dir(one.ID)), host(&spec)
+	run.spec = spec
+	return run, nil
+}
+
+// hold makes a container's directory and takes its lock.
+func (c *Set) hold(id string) (*os.File, error) {
+	if err := os.MkdirAll(c.dir(id), 0o711); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(c.dir(id), "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	// Below the container's own directory, on the same file system: there it
-	// stays when the lease ends.
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	return lock, nil
+}
+
+// prepare gives spec its root, what is written to it below the container's own
+// directory, on the same file system: there it stays when the lease ends.
+func (c *Set) prepare(ctx context.Context, one *Container, spec *sandbox.Spec) error {
+	root, err := rootfs.Prepare(ctx, c.store, one.Layers)
+	if err != nil {
+		return err
+	}
 	for _, d := range []*string{&root.Upper, &root.Work} {
-		to := filepath.Join(dir, filepath.Base(*d))
+		to := filepath.Join(c.dir(one.ID), filepath.Base(*d))
 		if err := os.Rename(*d, to); err != nil {
-			return nil, err
+			return err
 		}
 		*d = to
 	}
 	spec.Root = *root
-	if err := c.volumes(ctx, one, &spec, conf.Volumes); err != nil {
-		return nil, err
-	}
+	return nil
+}
+
+// mounts are spec's as they are recorded; those of dir are volumes.
+func mounts(spec *sandbox.Spec, dir string) []Mount {
+	var list []Mount
 	for _, m := range spec.Mounts {
 		if m.Type == "bind" || m.Type == "tmpfs" {
 			kind := m.Type
 			if strings.HasPrefix(m.Source, dir+"/") {
 				kind = "volume"
 			}
-			one.Mounts = append(one.Mounts, Mount{Type: kind, Source: m.Source, Destination: m.Destination, ReadOnly: m.ReadOnly})
+			list = append(list, Mount{Type: kind, Source: m.Source, Destination: m.Destination, ReadOnly: m.ReadOnly})
 		}
 	}
-	one.Host = Host{
+	return list
+}
+
+// host is what else spec says, as it is recorded.
+func host(spec *sandbox.Spec) Host {
+	h := Host{
 		Tty: spec.Terminal, OpenStdin: spec.Stdin != nil, Hostname: spec.Hostname,
 		Privileged: spec.Privileged, ReadOnly: spec.ReadOnly, CapAdd: spec.CapAdd, CapDrop: spec.CapDrop,
 		Groups: spec.Groups, ExtraHosts: spec.ExtraHosts, ShmSize: spec.ShmSize, Limits: spec.Limits, Ulimits: spec.Rlimits,
 	}
 	if spec.NoNewPrivileges {
-		one.Host.SecurityOpt = append(one.Host.SecurityOpt, "no-new-privileges")
+		h.SecurityOpt = append(h.SecurityOpt, "no-new-privileges")
 	}
 	switch spec.Seccomp {
 	case "":
 	case "unconfined":
-		one.Host.SecurityOpt = append(one.Host.SecurityOpt, "seccomp=unconfined")
+		h.SecurityOpt = append(h.SecurityOpt, "seccomp=unconfined")
 	default:
-		one.Host.SecurityOpt = append(one.Host.SecurityOpt, "seccomp=custom")
+		h.SecurityOpt = append(h.SecurityOpt, "seccomp=custom")
 	}
-	run.spec = spec
-	return run, nil
+	return h
 }
 
 // labels are the image's and, before those, the caller's.
