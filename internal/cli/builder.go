@@ -105,6 +105,7 @@ type cachePrune struct {
 	pruneOptions
 	reserved, maxUsed, minFree string
 	keepStorage                string
+	format                     string
 	verbose                    bool
 }
 
@@ -149,6 +150,7 @@ func (a *App) builderPruneCommand() *cobra.Command {
 	fs.StringVar(&o.maxUsed, "max-used-space", "", "Maximum amount of disk space allowed to keep for cache")
 	fs.StringVar(&o.minFree, "min-free-space", "", "Target amount of free disk space after pruning")
 	fs.BoolVar(&o.verbose, "verbose", false, "Show all that is known of what goes")
+	fs.StringVar(&o.format, "format", "", `With --dry-run: print with "table", "table TEMPLATE", "json" or a Go TEMPLATE`)
 	fs.BoolVarP(&o.force, "force", "f", false, "Do not prompt for confirmation")
 	fs.BoolVar(&o.dry, "dry-run", false, "Show what would go, with true bytes, and change nothing")
 	fs.Var(cacheFilterFlag{&o.filters}, "filter", `Remove only what fits ("until=24h", "unused-for=24h", "id=…", "type=exec.cachemount", "description=…", "private", "shared")`)
@@ -156,6 +158,12 @@ func (a *App) builderPruneCommand() *cobra.Command {
 }
 
 func (a *App) builderPrune(ctx context.Context, o *cachePrune) error {
+	switch {
+	case o.format != "" && !o.dry:
+		return errors.New("--format is how --dry-run prints: give it too")
+	case o.format != "" && o.verbose:
+		return errors.New("--format and --verbose cannot be used together")
+	}
 	if _, err := o.filters.cacheTest(); err != nil {
 		return err
 	}
@@ -176,6 +184,9 @@ func (a *App) builderPrune(ctx context.Context, o *cachePrune) error {
 	gone, bytes, err := a.selectCache(ctx, s, o)
 	if err != nil {
 		return err
+	}
+	if o.format != "" && o.format != "table" {
+		return printCacheRows(a, gone, o.format)
 	}
 	if o.verbose {
 		printCacheVerbose(a, gone)
@@ -275,12 +286,7 @@ func (a *App) builderDu(ctx context.Context, filters filters, verbose bool, form
 	case verbose || format == "pretty":
 		printCacheVerbose(a, list)
 	case format != "" && format != "table":
-		rows := make([]*cacheRow, len(list))
-		for i := range list {
-			rows[i] = newCacheRow(&list[i])
-		}
-		return term.PrintRows(a.Out, format, term.Header{"ID": "ID", "Reclaimable": "RECLAIMABLE", "Size": "SIZE", "LastUsedAt": "LAST ACCESSED",
-			"Type": "TYPE", "Description": "DESCRIPTION", "CreatedAt": "CREATED", "Mutable": "MUTABLE", "Shared": "SHARED"}, rows)
+		return printCacheRows(a, list, format)
 	default:
 		if err := printCacheTable(a, list); err != nil {
 			return err
@@ -303,6 +309,15 @@ func (a *App) builderDu(ctx context.Context, filters filters, verbose bool, form
 	}
 	fmt.Fprintf(w, "Reclaimable:\t%s\nTotal:\t%s\n", humanSize(free), humanSize(total))
 	return w.Flush()
+}
+
+func printCacheRows(a *App, list []build.CacheRecord, format string) error {
+	rows := make([]*cacheRow, len(list))
+	for i := range list {
+		rows[i] = newCacheRow(&list[i])
+	}
+	return term.PrintRows(a.Out, format, term.Header{"ID": "ID", "Reclaimable": "RECLAIMABLE", "Size": "SIZE", "LastUsedAt": "LAST ACCESSED",
+		"Type": "TYPE", "Description": "DESCRIPTION", "CreatedAt": "CREATED", "Mutable": "MUTABLE", "Shared": "SHARED"}, rows)
 }
 
 // cacheRow is a line of `builder du`; its fields are the placeholders.

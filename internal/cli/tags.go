@@ -36,7 +36,7 @@ func (a *App) tagsCommand() *cobra.Command {
 		Long: `List the tags of a registry's repository that fit one of the PATTERNs (globs,
 "*" by default) and the range of --semver. One request tells all names; digest,
 age, size and platforms cost up to three requests for each tag, and are asked
-for only by -l, --sort created or a --format that prints them. Sizes are those
+for only by -l, --sort created or size, or a --format that prints them. Sizes are those
 of the compressed layers, for this machine's platform where there is one.`,
 		Example: `  strake tags nginx '1.2*-alpine'
   strake tags --semver '^1.24' --sort semver --reverse --limit 5 -l golang
@@ -54,7 +54,7 @@ of the compressed layers, for this machine's platform where there is one.`,
 	fs.BoolVar(&o.suffixes, "pre", false, "Versions with a suffix (1.4-rc1, 1.4-alpine) may fit --semver too; their numbers count")
 	fs.BoolVarP(&o.reverse, "reverse", "r", false, "Turn the order around")
 	fs.StringVar(&o.semver, "semver", "", `Only versions in this RANGE (">=1.2 <2", "^1.2", "~1.2.3", "1.x", "1.2 || 1.4")`)
-	fs.StringVar(&o.sort, "sort", "name", `Sort by "name", "semver" or "created"`)
+	fs.StringVar(&o.sort, "sort", "name", `Sort by "name", "semver", "created" or "size"`)
 	return cmd
 }
 
@@ -70,6 +70,7 @@ type tagRow struct {
 	Platforms    string `json:",omitempty"`
 
 	created time.Time
+	size    int64
 }
 
 func (a *App) tags(ctx context.Context, repository string, o *tagsOptions) error {
@@ -96,7 +97,7 @@ func (a *App) tags(ctx context.Context, repository string, o *tagsOptions) error
 		}
 	}
 	o.order(rows) // before the requests, where that makes for fewer of them
-	if o.sort != "created" {
+	if !o.sortsDetails() {
 		rows = o.cut(rows)
 	}
 	if o.detailed() {
@@ -105,7 +106,7 @@ func (a *App) tags(ctx context.Context, repository string, o *tagsOptions) error
 			return daemon(err)
 		}
 	}
-	if o.sort == "created" {
+	if o.sortsDetails() {
 		o.order(rows)
 		rows = o.cut(rows)
 	}
@@ -122,15 +123,18 @@ func (a *App) tags(ctx context.Context, repository string, o *tagsOptions) error
 	return errors.Join(term.PrintRows(a.Out, format, header, rows), err)
 }
 
+// sortsDetails tells whether the order is of what the list does not say.
+func (o *tagsOptions) sortsDetails() bool { return o.sort == "created" || o.sort == "size" }
+
 // detailed tells whether something is asked for that the list does not say.
 func (o *tagsOptions) detailed() bool {
 	asks := func(field string) bool { return strings.Contains(o.format, "."+field) }
-	return o.long || o.sort == "created" || asks("Digest") || asks("Created") || asks("Size") || asks("Platforms")
+	return o.long || o.sortsDetails() || asks("Digest") || asks("Created") || asks("Size") || asks("Platforms")
 }
 
 func (o *tagsOptions) filter() (func(tag string) bool, error) {
-	if !slices.Contains([]string{"name", "semver", "created"}, o.sort) {
-		return nil, fmt.Errorf(`--sort %q: must be one of "name", "semver", "created"`, o.sort)
+	if !slices.Contains([]string{"name", "semver", "created", "size"}, o.sort) {
+		return nil, fmt.Errorf(`--sort %q: must be one of "name", "semver", "created", "size"`, o.sort)
 	}
 	if o.limit < 0 {
 		return nil, fmt.Errorf("--limit %d: must not be negative", o.limit)
@@ -169,6 +173,8 @@ func (o *tagsOptions) order(rows []*tagRow) {
 			c = compareTags(x.Tag, y.Tag)
 		case "created":
 			c = x.created.Compare(y.created)
+		case "size":
+			c = cmp.Compare(x.size, y.size)
 		}
 		c = cmp.Or(c, strings.Compare(x.Tag, y.Tag))
 		if o.reverse {
@@ -272,7 +278,7 @@ func describeTag(ctx context.Context, src content.Source, d oci.Descriptor, row 
 	for _, l := range m.Layers {
 		size += l.Size
 	}
-	row.Size = shortSize(size)
+	row.size, row.Size = size, shortSize(size)
 	conf, err := content.ReadConfig(ctx, src, m.Config)
 	if errors.Is(err, oci.ErrInvalid) || err == nil && conf.OS == "" {
 		return nil // an artifact
