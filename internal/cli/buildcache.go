@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,7 +58,7 @@ func (a *App) caches(f *cacheFlags, buildArgs []string, elsewhere bool) (ends *c
 		}
 	}()
 	for _, spec := range f.from {
-		e, err := parseCacheEntry(spec, "cache-from", "ref", "src", "digest", "tag", "mounts")
+		e, err := parseCacheEntry(spec, "cache-from")
 		if err != nil {
 			return ends, err
 		}
@@ -73,7 +74,7 @@ func (a *App) caches(f *cacheFlags, buildArgs []string, elsewhere bool) (ends *c
 		to = append(to[:len(to):len(to)], "type=inline")
 	}
 	for _, spec := range to {
-		e, err := parseCacheEntry(spec, "cache-to", "ref", "dest", "tag", "mode", "compression", "force-compression", "oci-mediatypes", "image-manifest", "ignore-error", "mounts")
+		e, err := parseCacheEntry(spec, "cache-to")
 		if err != nil {
 			return ends, err
 		}
@@ -114,9 +115,27 @@ func splitCacheEntry(spec string) (*cacheEntry, error) {
 	return e, nil
 }
 
+// cacheKeys are the attributes that an entry of that kind has.
+func cacheKeys(flag, kind string) []string {
+	written := []string{"mode", "compression", "force-compression", "oci-mediatypes", "image-manifest", "ignore-error", "mounts"}
+	switch flag + " " + kind {
+	case "cache-from registry":
+		return []string{"ref", "mounts"}
+	case "cache-from local":
+		return []string{"src", "digest", "tag", "mounts"}
+	case "cache-to registry":
+		return append(written, "ref")
+	case "cache-to local":
+		return append(written, "dest", "tag")
+	case "cache-to inline":
+		return []string{"mode"}
+	}
+	return nil
+}
+
 // parseCacheEntry reads an entry of a kind and with attributes that this build
 // honours.
-func parseCacheEntry(spec, flag string, known ...string) (*cacheEntry, error) {
+func parseCacheEntry(spec, flag string) (*cacheEntry, error) {
 	e, err := splitCacheEntry(spec)
 	if err != nil {
 		return nil, err
@@ -132,9 +151,10 @@ func parseCacheEntry(spec, flag string, known ...string) (*cacheEntry, error) {
 	default:
 		return nil, fmt.Errorf("unknown cache type %q for --%s: registry, local and inline are known", e.kind, flag)
 	}
-	for k := range e.attrs {
+	known := cacheKeys(flag, e.kind)
+	for _, k := range slices.Sorted(maps.Keys(e.attrs)) {
 		if !slices.Contains(known, k) {
-			return nil, fmt.Errorf("--%s: %q is not supported with type=%s", flag, k, e.kind)
+			return nil, fmt.Errorf("--%s: %q says nothing to a cache of type=%s: %s are known", flag, k, e.kind, strings.Join(known, ", "))
 		}
 	}
 	return e, nil
@@ -171,16 +191,6 @@ func (e *cacheEntry) boolean(key string, fallback bool) (bool, error) {
 	return b, nil
 }
 
-// only fails where the entry has an attribute of another type.
-func (e *cacheEntry) only(keys ...string) error {
-	for k := range e.attrs {
-		if !slices.Contains(keys, k) {
-			return fmt.Errorf("%q says nothing to a cache of type=%s", k, e.kind)
-		}
-	}
-	return nil
-}
-
 func (e *cacheEntry) registry() (ref.Ref, error) {
 	if e.attrs["ref"] == "" {
 		return ref.Ref{}, errors.New("ref is required for a cache of type=registry")
@@ -198,18 +208,12 @@ func (a *App) cacheFrom(ends *cacheEnds, e *cacheEntry) error {
 		return err
 	}
 	if e.kind == "registry" {
-		if err := e.only("ref", "mounts"); err != nil {
-			return err
-		}
 		r, err := e.registry()
 		if err != nil {
 			return err
 		}
 		ends.from = append(ends.from, build.CacheSource{Name: e.attrs["ref"], Source: a.Remote().Repository(r), Ref: r, NoMounts: !mounts})
 		return nil
-	}
-	if err := e.only("src", "digest", "tag", "mounts"); err != nil {
-		return err
 	}
 	dir := e.attrs["src"]
 	if dir == "" {
@@ -243,7 +247,7 @@ func (a *App) cacheTo(ends *cacheEnds, e *cacheEntry) (err error) {
 			return fmt.Errorf("an inline cache has mode=min only, not mode=%s", m)
 		}
 		ends.to = append(ends.to, build.CacheExport{Inline: true})
-		return e.only("mode")
+		return nil
 	}
 	switch e.attrs["mode"] {
 	case "", "min":
@@ -264,12 +268,16 @@ func (a *App) cacheTo(ends *cacheEnds, e *cacheEntry) (err error) {
 	}
 	// What is written is always OCI's, one manifest, and packed as asked.
 	for _, k := range []string{"oci-mediatypes", "image-manifest"} {
-		if on, err := e.boolean(k, true); err != nil || !on {
-			return errors.Join(err, fmt.Errorf("%s=false is not supported: a cache is an OCI image manifest", k))
+		if on, err := e.boolean(k, true); err != nil {
+			return err
+		} else if !on {
+			return fmt.Errorf("%s=false is not supported: a cache is an OCI image manifest", k)
 		}
 	}
-	if on, err := e.boolean("force-compression", false); err != nil || on {
-		return errors.Join(err, errors.New("force-compression=true is not supported: what is packed already stays as it is"))
+	if on, err := e.boolean("force-compression", false); err != nil {
+		return err
+	} else if on {
+		return errors.New("force-compression=true is not supported: what is packed already stays as it is")
 	}
 	if to.IgnoreErrors, err = e.boolean("ignore-error", false); err != nil {
 		return err
@@ -277,7 +285,6 @@ func (a *App) cacheTo(ends *cacheEnds, e *cacheEntry) (err error) {
 	if to.Mounts, err = e.boolean("mounts", false); err != nil {
 		return err
 	}
-	common := []string{"mode", "compression", "oci-mediatypes", "image-manifest", "force-compression", "ignore-error", "mounts"}
 	if e.kind == "registry" {
 		r, err := e.registry()
 		if err != nil {
@@ -288,7 +295,7 @@ func (a *App) cacheTo(ends *cacheEnds, e *cacheEntry) (err error) {
 		}
 		to.Name, to.Sink, to.Ref = "registry", a.Remote().Repository(r), r
 		ends.to = append(ends.to, to)
-		return e.only(append(common, "ref")...)
+		return nil
 	}
 	if e.attrs["dest"] == "" {
 		return errors.New("dest is required for a cache of type=local")
@@ -303,5 +310,5 @@ func (a *App) cacheTo(ends *cacheEnds, e *cacheEntry) (err error) {
 		to.Ref.Tag = t
 	}
 	ends.to = append(ends.to, to)
-	return e.only(append(common, "dest", "tag")...)
+	return nil
 }

@@ -54,6 +54,37 @@ func TestEveryCommand(t *testing.T) {
 	walk(root)
 }
 
+// TestCommandTables: what is said of commands by their names is of commands that
+// there are.
+func TestCommandTables(t *testing.T) {
+	a, _, _ := testApp("strake")
+	root := a.wholeTree()
+	known := map[string]bool{}
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		known[strings.TrimPrefix(cmd.CommandPath(), "strake ")] = true
+		for _, c := range cmd.Commands() {
+			walk(c)
+		}
+	}
+	walk(root)
+	for path := range argumentKinds() {
+		if !known[path] {
+			t.Errorf("argumentKinds knows %q", path)
+		}
+	}
+	for _, name := range commonCommands() {
+		if !known[name] {
+			t.Errorf("commonCommands knows %q", name)
+		}
+	}
+	for _, b := range a.branches() {
+		if got := b.make(b.name).Name(); got != b.name {
+			t.Errorf("the branch %s makes %s", b.name, got)
+		}
+	}
+}
+
 // TestReport holds what is printed, under both names, and the exit code.
 func TestReport(t *testing.T) {
 	gone := errors.New("gone")

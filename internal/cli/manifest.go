@@ -259,6 +259,9 @@ func (a *App) manifestInspectCommand() *cobra.Command {
 
 func (a *App) manifestInspect(ctx context.Context, s *store.Store, refs []ref.Ref, verbose, insecure bool) error {
 	entries, err := a.localList(ctx, s, refs[0])
+	if err != nil && !isNotFound(err) {
+		return err
+	}
 	if len(refs) == 2 {
 		i := slices.IndexFunc(entries, func(e listEntry) bool { return e.Ref == refs[1].String() })
 		if i < 0 {
@@ -268,9 +271,6 @@ func (a *App) manifestInspect(ctx context.Context, s *store.Store, refs []ref.Re
 	}
 	if err == nil {
 		return a.printList(entries, verbose)
-	}
-	if !isNotFound(err) {
-		return err
 	}
 	e, isList, err := a.remoteEntry(ctx, refs[0], insecure)
 	if err != nil {
