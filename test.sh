@@ -4,7 +4,8 @@
 . "$(dirname "$0")/setup.sh"
 need busybox=busybox-static mmdebstrap=mmdebstrap docker-registry=docker-registry skopeo=skopeo \
 	curl=curl xz=xz-utils zstd=zstd bzip2=bzip2 gcc=gcc unshare=util-linux newuidmap=uidmap \
-	pasta=passt slirp4netns=slirp4netns ip=iproute2 python3=python3-minimal script=bsdutils git=git
+	pasta=passt slirp4netns=slirp4netns ip=iproute2 python3=python3-minimal script=bsdutils git=git \
+	qemu-aarch64-static=qemu-user-static
 # The rootless tests run as an ordinary user with subordinate ids.
 id strake-test >/dev/null 2>&1 || useradd --system --no-create-home --shell /bin/sh strake-test
 for f in /etc/subuid /etc/subgid; do
