@@ -205,7 +205,7 @@ func TestFind(t *testing.T) {
 		}
 	}
 	im, err := s.Find(ctx, "one")
-	if err != nil || familiar(im.Names) != "localhost:5000/x:1 one:latest" || familiar(im.Digests) != "localhost:5000/x@"+string(one.Target.Digest) {
+	if err != nil || familiar(im.Names) != "one:latest localhost:5000/x:1" || familiar(im.Digests) != "localhost:5000/x@"+string(one.Target.Digest) {
 		t.Errorf("Find gives names %v and digests %v, %v", im.Names, im.Digests, err)
 	}
 	if _, err := s.Find(ctx, "nosuch"); err == nil || err.Error() != "No such image: nosuch:latest" {
