@@ -163,6 +163,9 @@ func (a *App) diffCommand(use string) *cobra.Command {
 		Example: "  strake diff box",
 		Args:    exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[0] == "" {
+				return errors.New("Container name cannot be empty")
+			}
 			s, err := a.Store()
 			if err != nil {
 				return err

@@ -46,7 +46,7 @@ func (a *App) push(ctx context.Context, name string, o *pushOptions) error {
 	}
 	opt := content.CopyOptions{Compression: content.Gzip}
 	if o.platform != "" {
-		p, err := parsePlatform(o.platform)
+		p, err := clientPlatform(o.platform)
 		if err != nil {
 			return err
 		}
