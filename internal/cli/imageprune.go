@@ -229,12 +229,7 @@ func usedImages(ctx context.Context, s *store.Store) (map[oci.Digest]int, error)
 // printDeleted prints what went of the images, as docker does: names, IDs, and
 // the layers from the top down.
 func printDeleted(w io.Writer, images []store.Image, done *store.Pruned) {
-	gone := map[oci.Digest]bool{}
-	for _, list := range [][]oci.Digest{done.Configs, done.Layers, done.Blobs} {
-		for _, d := range list {
-			gone[d] = true
-		}
-	}
+	gone := goneDigests(&done.Freed)
 	var lines []string
 	deleted := func(d oci.Digest) {
 		if gone[d] {
@@ -255,6 +250,15 @@ func printDeleted(w io.Writer, images []store.Image, done *store.Pruned) {
 	if len(lines) > 0 {
 		fmt.Fprintf(w, "Deleted Images:\n%s\n\n", strings.Join(lines, "\n"))
 	}
+}
+
+// goneDigests are the IDs and layers that docker tells of.
+func goneDigests(f *store.Freed) map[oci.Digest]bool {
+	gone := map[oci.Digest]bool{}
+	for _, d := range slices.Concat(f.Configs, f.Layers, f.Blobs) {
+		gone[d] = true
+	}
+	return gone
 }
 
 // pruneNow tells whether the space is freed at once. Called as docker it is:

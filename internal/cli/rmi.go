@@ -215,12 +215,7 @@ func (r *remover) removeAll(ctx context.Context, img *store.Image, users []user)
 	if err != nil {
 		return err
 	}
-	gone := map[oci.Digest]bool{}
-	for _, list := range [][]oci.Digest{freed.Configs, freed.Layers, freed.Blobs} {
-		for _, d := range list {
-			gone[d] = true
-		}
-	}
+	gone := goneDigests(freed)
 	if gone[img.ID] {
 		r.lines = append(r.lines, "Deleted: "+string(img.ID))
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -54,14 +55,18 @@ func (a *App) confine(cmd *cobra.Command, name string) {
 		}
 		a.confine(c, full)
 		when, inner := confined(full), c.RunE
-		if when == never || inner == nil || c.HasSubCommands() {
+		if inner == nil || c.HasSubCommands() || when == never && c.Flags().Lookup("size") == nil {
 			continue
 		}
 		c.RunE = func(cmd *cobra.Command, args []string) error {
 			if b := cmd.Flags().Lookup("builder"); b != nil && b.Value.String() != "" && b.Value.String() != "default" {
 				return inner(cmd, args) // others do the work
 			}
-			if a.entered || !userns.Needed() || when == forTrees && !a.hasTrees() {
+			need := when
+			if need == never && asksSize(cmd) {
+				need = forTrees
+			}
+			if need == never || a.entered || !userns.Needed() || need == forTrees && !a.hasTrees() {
 				return inner(cmd, args)
 			}
 			code, err := userns.Enter(a.args)
@@ -74,6 +79,13 @@ func (a *App) confine(cmd *cobra.Command, name string) {
 			return nil
 		}
 	}
+}
+
+// asksSize tells whether the files that containers wrote are to be looked at.
+func asksSize(cmd *cobra.Command) bool {
+	format, _ := cmd.Flags().GetString("format")
+	size, _ := cmd.Flags().GetBool("size")
+	return size || strings.Contains(format, ".Size")
 }
 
 // hasTrees tells whether the store has anything unpacked: layers, containers,
