@@ -48,10 +48,11 @@ func lookUp(spec string, more []string) (identity, error) {
 }
 
 // openDatabase opens a file of the root that an image made: it is read only if
-// it is a regular file (a FIFO would block us), and only its first 16 MiB.
+// it is a regular file (a FIFO would block us), and only its first 16 MiB. Of a
+// directory the first read fails, as in docker, and nobody is found.
 func openDatabase(path string) (io.Reader, func()) {
 	info, err := os.Stat(path)
-	if err != nil || !info.Mode().IsRegular() {
+	if err != nil || !info.Mode().IsRegular() && !info.IsDir() {
 		return nil, func() {}
 	}
 	f, err := os.Open(path)

@@ -2,10 +2,10 @@ package fileop
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
-	"syscall"
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/sys/user"
@@ -14,6 +14,8 @@ import (
 	"github.com/strake-project/strake/internal/oci/layer"
 	"github.com/strake-project/strake/internal/oci/tree"
 )
+
+var errNotRegular = errors.New("not a regular file")
 
 // maxUserFile bounds /etc/passwd and /etc/group, in bytes.
 const maxUserFile = 10 << 20
@@ -106,7 +108,7 @@ func userFile(ctx context.Context, n *pb.NamedUserOpt, users func(int64) tree.Vi
 	case e == nil:
 		return nil, nil
 	case e.Type != layer.Regular:
-		return nil, pathError("open", p, syscall.EINVAL)
+		return nil, pathError("open", p, errNotRegular)
 	case e.Size > maxUserFile:
 		return nil, fmt.Errorf("%s has %d bytes, more than %d: %w", slash(p), e.Size, maxUserFile, oci.ErrInvalid)
 	}

@@ -91,6 +91,7 @@ func Select(ctx context.Context, src tree.View, a *pb.FileActionCopy) (*Selectio
 			}
 		}
 		s.begin(one, e, a)
+		s.linked = filtered && !(a.AllowWildcard && wildcard(a.Src)) && linkAt(src, one.name)
 		if err := w.walk("", e, matches{}); err != nil {
 			return nil, err
 		}
@@ -104,15 +105,28 @@ func Select(ctx context.Context, src tree.View, a *pb.FileActionCopy) (*Selectio
 	return &Selection{Digest: digest.NewDigest(digest.SHA256, s.sum), all: s.all}, nil
 }
 
+// linkAt tells whether the last component of name is a symlink.
+func linkAt(v tree.View, name string) bool {
+	at, err := statOf(v).resolve(name, false)
+	if err != nil {
+		return false
+	}
+	e := statOf(v)(at)
+	return e != nil && e.Type == layer.Symlink
+}
+
 // selection collects what a copy takes and hashes it.
 type selection struct {
 	all     []selected
 	pending []selected
 	links   map[string]string
 	root    string
-	sum     hash.Hash
-	out     *bufio.Writer
-	buf     []byte
+	// linked: the source is a symlink. It is followed, but to the paths that are
+	// required there is nothing below it, as in docker.
+	linked bool
+	sum    hash.Hash
+	out    *bufio.Writer
+	buf    []byte
 }
 
 type selected struct {
@@ -193,7 +207,7 @@ func (s *selection) require(paths []string) error {
 	for _, want := range paths {
 		want = slash(want)
 		if !slices.ContainsFunc(s.all, func(x selected) bool {
-			return x.kind == recordEntry && strings.HasPrefix(path.Join(x.root, x.rel), want)
+			return x.kind == recordEntry && !s.linked && strings.HasPrefix(path.Join(x.root, x.rel), want)
 		}) {
 			return &NotFoundError{want}
 		}
