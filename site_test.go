@@ -196,7 +196,7 @@ func (s *site) sound(deep bool) {
 		s.t.Fatal(err)
 	}
 	defer st.Close()
-	problems, err := st.Check(s.t.Context(), deep)
+	problems, err := st.Examine(s.t.Context(), deep, nil)
 	if err != nil {
 		s.t.Fatal(err)
 	}

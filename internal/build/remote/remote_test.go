@@ -104,7 +104,7 @@ func TestBuild(t *testing.T) {
 	if err != nil || img.ID != res.ID {
 		t.Errorf("image %+v (%v), not %s", img, err, res.ID)
 	}
-	if problems, err := b.store.Check(t.Context(), true); err != nil || len(problems) > 0 {
+	if problems, err := b.store.Examine(t.Context(), true, nil); err != nil || len(problems) > 0 {
 		t.Errorf("the store is damaged: %v, %v", problems, err)
 	}
 	d := b.daemon

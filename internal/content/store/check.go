@@ -35,11 +35,6 @@ func (p Problem) String() string {
 	return string(p.Digest) + ": " + p.Text
 }
 
-// Check is Examine without progress.
-func (s *Store) Check(ctx context.Context, deep bool) ([]Problem, error) {
-	return s.Examine(ctx, deep, nil)
-}
-
 // Examine compares the database with the disk and with itself, and reports what
 // is wrong; it repairs nothing. With deep given, all content is read and its
 // digest checked, and every tree is compared with its layer; progress, which may

@@ -33,7 +33,7 @@ func collect(t testing.TB, s *store.Store, from ...oci.Digest) *store.Freed {
 
 func sound(t testing.TB, s *store.Store) {
 	t.Helper()
-	problems, err := s.Check(context.Background(), true)
+	problems, err := s.Examine(context.Background(), true, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

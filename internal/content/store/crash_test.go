@@ -171,7 +171,7 @@ func TestKill(t *testing.T) {
 				t.Errorf("round %d: the process beside it: %v", i, err)
 			}
 		}
-		problems, err := s.Check(t.Context(), true)
+		problems, err := s.Examine(t.Context(), true, nil)
 		if err != nil || len(problems) > 0 {
 			t.Fatalf("round %d: %v %v", i, problems, err)
 		}

@@ -73,7 +73,7 @@ func TestDamagedDatabase(t *testing.T) {
 		if got, err := s.Resolve(t.Context(), r); err != nil || got.Digest != d.Digest {
 			t.Errorf("%d: %s is %v, %v", i, r, got, err)
 		}
-		if problems, err := s.Check(t.Context(), true); len(problems) > 0 || err != nil {
+		if problems, err := s.Examine(t.Context(), true, nil); len(problems) > 0 || err != nil {
 			t.Errorf("%d: %v, %v", i, problems, err)
 		}
 		s.Close()
@@ -98,5 +98,5 @@ func use(t *testing.T, root string) {
 	_, _ = s.Find(ctx, "web")
 	_, _ = s.AllTags(ctx)
 	_, _ = s.TagLog(ctx, r)
-	_, _ = s.Check(ctx, true)
+	_, _ = s.Examine(ctx, true, nil)
 }

@@ -137,7 +137,7 @@ func TestRemake(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if problems, err := s.Check(ctx, true); len(problems) != 1 || err != nil {
+	if problems, err := s.Examine(ctx, true, nil); len(problems) != 1 || err != nil {
 		t.Fatalf("%v, %v", problems, err)
 	}
 	if made, err := s.Remake(ctx, toc.DiffID); !made || err != nil {

@@ -292,10 +292,8 @@ func (s *Store) makeTree(ctx context.Context, diffID oci.Digest) error {
 		if err := t.knowLayer(toc); err != nil {
 			return err
 		}
-		if trash, err = s.placeTree(t, diffID, dir, treeForeign); err != nil {
-			return err
-		}
-		return nil
+		trash, err = s.placeTree(t, diffID, dir, treeForeign)
+		return err
 	})
 	if err == nil {
 		s.cacheTOC(toc)

@@ -220,7 +220,7 @@ func TestChangedTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if problems, err := s.Check(ctx, true); len(problems) > 0 || err != nil {
+	if problems, err := s.Examine(ctx, true, nil); len(problems) > 0 || err != nil {
 		t.Errorf("Check of a sound store: %v, %v", problems, err)
 	}
 	if err := os.Remove(filepath.Join(tree, "bin", "hello")); err != nil {
@@ -237,7 +237,7 @@ func TestChangedTree(t *testing.T) {
 			}
 		}
 	}
-	if problems, _ := s.Check(ctx, true); len(problems) == 0 {
+	if problems, _ := s.Examine(ctx, true, nil); len(problems) == 0 {
 		t.Error("Check does not see a changed tree")
 	}
 }

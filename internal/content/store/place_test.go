@@ -207,6 +207,19 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := store.Open(file, store.Options{}); err == nil || strings.Contains(err.Error(), "\n") {
 		t.Errorf("a file as root: %v", err)
 	}
+	// Root neither uses an ordinary user's store nor makes its database again.
+	if os.Geteuid() == 0 {
+		theirs := t.TempDir()
+		open(t, theirs).Close()
+		if err := os.WriteFile(filepath.Join(theirs, "userns"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := store.Open(theirs, store.Options{})
+		_, rerr := store.Rebuild(t.Context(), theirs, store.Options{})
+		if !errors.Is(err, oci.ErrDenied) || !errors.Is(rerr, oci.ErrDenied) {
+			t.Errorf("an ordinary user's store: %v; made again: %v", err, rerr)
+		}
+	}
 	// A name that means something to SQLite's URIs.
 	odd := filepath.Join(t.TempDir(), "a?mode=ro#b%20c")
 	put(t, t.Context(), open(t, odd), ocitest.One(), "one")

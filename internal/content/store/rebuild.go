@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,13 +37,9 @@ const damagedName = "strake.db.damaged"
 // of names. The old one is kept aside. It fails with oci.ErrConflict while
 // another process works on the store, and changes nothing unless it succeeds.
 func Rebuild(ctx context.Context, root string, opt Options) (*Rebuilt, error) {
-	root, err := filepath.Abs(root)
+	s, err := newStore(root, opt)
 	if err != nil {
 		return nil, err
-	}
-	s := &Store{root: root, log: opt.Log, rootless: os.Geteuid() != 0, leases: map[*lease]struct{}{}, tocs: map[oci.Digest]*layer.TOC{}}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
 	}
 	lock, err := s.aloneOn()
 	if err != nil {
@@ -60,7 +55,7 @@ func Rebuild(ctx context.Context, root string, opt Options) (*Rebuilt, error) {
 	clear()
 	defer clear()
 	if err := makeDatabase(fresh); err != nil {
-		return nil, s.failed(root, err)
+		return nil, s.failed(s.root, err)
 	}
 	old := s.salvage(ctx, fresh)
 	s.db = connect(fresh, "mode=rw")
@@ -78,10 +73,8 @@ func Rebuild(ctx context.Context, root string, opt Options) (*Rebuilt, error) {
 // aloneOn locks the store against those who make its database, and makes sure
 // that nobody is at work.
 func (s *Store) aloneOn() (*os.File, error) {
-	for _, dir := range []string{"blobs/sha256", "layers", "partial", "leases", "work"} {
-		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
-			return nil, s.failed(s.root, err)
-		}
+	if err := s.makeDirs(); err != nil {
+		return nil, s.failed(s.root, err)
 	}
 	dir, err := os.Open(s.root)
 	if err != nil {

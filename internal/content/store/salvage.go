@@ -180,13 +180,7 @@ func readRows(ctx context.Context, db *sql.DB, query string, fn func(scan func(.
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := fn(rows.Scan); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
+	return eachRow(rows, fn)
 }
 
 // validRef tells whether r is a reference that can be parsed again.

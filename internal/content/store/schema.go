@@ -193,13 +193,21 @@ func (s *Store) checkVersion(v int, err error) error {
 	return err
 }
 
-// create makes the directories and the tables. Processes that do so at once
-// take turns by a lock on the root directory.
-func (s *Store) create(path string) error {
+// makeDirs makes the directories of a store that are not there.
+func (s *Store) makeDirs() error {
 	for _, dir := range []string{"blobs/sha256", "layers", "partial", "leases", "work"} {
 		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// create makes the directories and the tables. Processes that do so at once
+// take turns by a lock on the root directory.
+func (s *Store) create(path string) error {
+	if err := s.makeDirs(); err != nil {
+		return err
 	}
 	dir, err := os.Open(s.root)
 	if err != nil {

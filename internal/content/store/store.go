@@ -121,6 +121,24 @@ const DefaultKeep = 7 * 24 * time.Hour
 // is a store already: that one is opened for reading, and what would write
 // fails.
 func Open(root string, opt Options) (*Store, error) {
+	s, err := newStore(root, opt)
+	if err != nil {
+		return nil, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("store %s: %w", s.root, err)
+	}
+	s.boot = strings.TrimSpace(string(boot))
+	if err := s.openDatabase(); err != nil {
+		return nil, err
+	}
+	s.markNamespace()
+	return s, nil
+}
+
+// newStore is the store at root without its database.
+func newStore(root string, opt Options) (*Store, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return nil, err
@@ -137,19 +155,7 @@ func Open(root string, opt Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return nil, fmt.Errorf("store %s: %w", root, err)
-	}
-	s.boot = strings.TrimSpace(string(boot))
-	if err := s.checkNamespace(); err != nil {
-		return nil, err
-	}
-	if err := s.openDatabase(); err != nil {
-		return nil, err
-	}
-	s.markNamespace()
-	return s, nil
+	return s, s.checkNamespace()
 }
 
 // Close releases the store and every lease of this process.

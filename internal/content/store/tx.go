@@ -183,6 +183,11 @@ func (t *tx) each(fn func(scan func(...any) error) error, query string, args ...
 	if err != nil {
 		return err
 	}
+	return eachRow(rows, fn)
+}
+
+// eachRow gives the rows to fn, until it fails, and closes them.
+func eachRow(rows *sql.Rows, fn func(scan func(...any) error) error) error {
 	defer rows.Close()
 	for rows.Next() {
 		if err := fn(rows.Scan); err != nil {

@@ -28,7 +28,7 @@ func (s *Store) markNamespace() {
 		return
 	}
 	f, err := os.OpenFile(s.path("userns"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err == nil {
+	if err == nil { // else it is marked already, or the next one to open it does that
 		f.Close()
 	}
 }
