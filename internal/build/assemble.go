@@ -402,16 +402,6 @@ func typedLayer(d oci.Descriptor, docker bool) oci.Descriptor {
 	return out
 }
 
-// Export is Assemble and Keep: images in the store, tagged as names.
-func (e *Engine) Export(ctx context.Context, images []Image, index bool, names []ref.Ref) (a *Assembly, err error) {
-	return a, e.Work("exporting to image", func(w *Work) error {
-		if a, err = e.Assemble(ctx, w, images, Form{Index: index}); err != nil {
-			return err
-		}
-		return e.Keep(ctx, w, a, names)
-	})
-}
-
 // Keep puts an assembled image into the store and tags it as names. Without
 // names the image is a dangling one, which stays until it is pruned.
 func (e *Engine) Keep(ctx context.Context, w *Work, a *Assembly, names []ref.Ref) error {
@@ -432,9 +422,7 @@ func (e *Engine) Keep(ctx context.Context, w *Work, a *Assembly, names []ref.Ref
 			return err
 		}
 	}
-	if err := w.Do("writing image "+string(a.ID), func() error { return nil }); err != nil {
-		return err
-	}
+	w.Note("writing image " + string(a.ID))
 	for _, n := range names {
 		if err := w.Do("naming to "+n.String(), func() error { return e.opt.Store.Tag(ctx, n, a.Target) }); err != nil {
 			return err

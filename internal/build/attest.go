@@ -61,10 +61,7 @@ type subject struct {
 func (e *Engine) statements(ctx context.Context, img Image, at *Attest, about []subject) (map[string]*statement, error) {
 	out := map[string]*statement{}
 	if at.Provenance != nil {
-		kind, predicate, err := e.provenance(img, at.Provenance)
-		if err != nil {
-			return nil, err
-		}
+		kind, predicate := e.provenance(img, at.Provenance)
 		b, err := json.Marshal(predicate)
 		if err != nil {
 			return nil, err
@@ -115,7 +112,7 @@ func (e *Engine) attest(ctx context.Context, a *Assembly, img Image, d oci.Descr
 	digest := map[string]string{"sha256": d.Digest.Encoded()}
 	about := []subject{}
 	for _, n := range at.Names {
-		about = append(about, subject{purl("docker", n, img.Platform), digest})
+		about = append(about, subject{purl(n, img.Platform), digest})
 	}
 	if len(about) == 0 {
 		about = append(about, subject{"_", digest})
@@ -159,7 +156,7 @@ func (e *Engine) attest(ctx context.Context, a *Assembly, img Image, d oci.Descr
 func unknownPlatform() oci.Platform { return oci.Platform{OS: "unknown", Architecture: "unknown"} }
 
 // purl is an image's name as a package URL: pkg:docker/NAME@TAG?platform=…
-func purl(kind string, r ref.Ref, p oci.Platform) string {
+func purl(r ref.Ref, p oci.Platform) string {
 	query := "platform=" + url.QueryEscape(platforms.Format(platforms.Normalize(p)))
 	version := ""
 	if r.Digest != "" {
@@ -174,5 +171,5 @@ func purl(kind string, r ref.Ref, p oci.Platform) string {
 	for i := range parts {
 		parts[i] = strings.ReplaceAll(url.PathEscape(parts[i]), ":", "%3A")
 	}
-	return "pkg:" + kind + "/" + strings.Join(parts, "/") + version + "?" + query
+	return "pkg:docker/" + strings.Join(parts, "/") + version + "?" + query
 }

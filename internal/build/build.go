@@ -114,8 +114,8 @@ type Engine struct {
 	imports imports // caches from elsewhere
 	journal journal // what was solved, for exporting it
 
-	added      atomic.Bool          // the store's cache grew
-	usedMounts map[string]time.Time // directories of the cache mounts that commands had
+	added      atomic.Bool     // the store's cache grew
+	usedMounts map[string]bool // directories of the cache mounts that commands had
 }
 
 // New returns an engine.
@@ -226,12 +226,18 @@ func (e *Engine) run(ctx context.Context, v *Node) ([]*Snapshot, error) {
 	}
 	s := &step{Engine: e, v: v, in: in}
 	out, err := s.solve(ctx)
-	if err != nil && ctx.Err() == nil {
-		for _, src := range v.Sources {
-			err = errdefs.WithSource(err, &errdefs.Source{Info: src.Info, Ranges: src.Ranges})
-		}
+	return out, v.blame(ctx, err)
+}
+
+// blame adds to an error of the node's the lines that it was made from.
+func (n *Node) blame(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
 	}
-	return out, err
+	for _, src := range n.Sources {
+		err = errdefs.WithSource(err, &errdefs.Source{Info: src.Info, Ranges: src.Ranges})
+	}
+	return err
 }
 
 // each calls fn(0) … fn(n-1), side by side where there is more than one, and
@@ -371,8 +377,10 @@ func (w *Work) Do(id string, fn func() error) error {
 	return nil
 }
 
-// Cached marks the work as found, not done.
-func (w *Work) Cached() { w.v.Cached = true }
+// Note reports a line of the work that says what was done already.
+func (w *Work) Note(id string) {
+	_ = w.Do(id, func() error { return nil }) // which cannot fail
+}
 
 // Store is the store that the engine builds into.
 func (e *Engine) Store() *store.Store { return e.opt.Store }

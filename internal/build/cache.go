@@ -286,8 +286,8 @@ func servingRecords(ctx context.Context, s *store.Store, list []CacheRecord) ([]
 	if err != nil {
 		return nil, err
 	}
-	oldest := slices.MaxFunc(list, func(a, b CacheRecord) int { return a.Used.Compare(b.Used) }).Used
-	old := slices.DeleteFunc(append(selected, known...), func(r store.Record) bool { return r.Used.After(oldest) })
+	latest := slices.MaxFunc(list, func(a, b CacheRecord) int { return a.Used.Compare(b.Used) }).Used
+	old := slices.DeleteFunc(append(selected, known...), func(r store.Record) bool { return r.Used.After(latest) })
 	stale, err := staleTraces(ctx, s, time.Now())
 	return append(old, stale...), err
 }

@@ -248,13 +248,14 @@ func (e *Engine) exportCache(ctx context.Context, w *Work, to CacheExport, resul
 	}
 	top, err := cache.Export(ctx, to.Sink, to.Ref, &d.doc, blobs, e.opt.Store, func(ev content.Event) {
 		if k := ev.Kind; (k == content.Done || k == content.Exists || k == content.Mounted) && oci.IsLayer(ev.Descriptor.MediaType) {
-			_ = w.Do("writing layer "+string(ev.Descriptor.Digest), func() error { return nil })
+			w.Note("writing layer " + string(ev.Descriptor.Digest))
 		}
 	})
 	if err != nil {
 		return err
 	}
-	return w.Do("writing cache image manifest "+string(top.Digest), func() error { return nil })
+	w.Note("writing cache image manifest " + string(top.Digest))
+	return nil
 }
 
 // packLayers packs the document's layers, side by side, and says where each

@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 
 	"github.com/strake-project/strake/internal/build/cache"
@@ -80,7 +79,8 @@ func (e *Engine) ImportCaches(ctx context.Context) (stop func()) {
 				for _, p := range parts {
 					found[i] = append(found[i], newImported(from, p))
 				}
-				return w.Do("inferred cache manifest type: "+mediaType, func() error { return nil })
+				w.Note("inferred cache manifest type: " + mediaType)
+				return nil
 			})
 		})
 	}
@@ -279,12 +279,8 @@ func (h *hit) make(ctx context.Context) (out []*Snapshot, err error) {
 	s := &step{Engine: h.Engine, v: &v, in: h.in}
 	s.begin()
 	defer func() { s.end(false, err) }()
-	if out, err = s.perform(ctx); err != nil && ctx.Err() == nil {
-		for _, src := range v.Sources {
-			err = errdefs.WithSource(err, &errdefs.Source{Info: src.Info, Ranges: src.Ranges})
-		}
-	}
-	return out, err
+	out, err = s.perform(ctx)
+	return out, v.blame(ctx, err)
 }
 
 // fetch brings the layers of all outputs into the store, or returns nil where

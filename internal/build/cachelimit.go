@@ -4,7 +4,6 @@ import (
 	"context"
 	"path/filepath"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -81,17 +80,9 @@ func (e *Engine) Limit(ctx context.Context, l CacheLimit) (int64, error) {
 			return 0, err
 		}
 	}
-	estimate, err := s.HeldBytes(ctx, bucketSteps)
+	estimate, err := estimateCache(ctx, s)
 	if err != nil {
 		return 0, err
-	}
-	mounts, err := s.Records(ctx, bucketMounts)
-	if err != nil {
-		return 0, err
-	}
-	for _, m := range mounts {
-		n, _ := strconv.ParseInt(string(m.Value), 10, 64)
-		estimate += n
 	}
 	_, free, err := DiskSpace(s)
 	if err != nil || estimate <= l.Keep(estimate, free) {
@@ -108,10 +99,28 @@ func (e *Engine) Limit(ctx context.Context, l CacheLimit) (int64, error) {
 	if err != nil {
 		return freed, err
 	}
-	if estimate, err = s.HeldBytes(ctx, bucketSteps); err != nil {
+	if estimate, err = estimateCache(ctx, s); err != nil {
 		return freed, err
 	}
 	return freed, s.PutRecord(ctx, store.Record{Bucket: bucketLimit, Key: "estimate", Value: []byte(strconv.FormatInt(estimate, 10))})
+}
+
+// estimateCache adds up what the layers of steps and the cache mounts take.
+func estimateCache(ctx context.Context, s *store.Store) (int64, error) {
+	estimate, err := s.HeldBytes(ctx, bucketSteps)
+	if err != nil {
+		return 0, err
+	}
+	mounts, err := s.Records(ctx, bucketMounts)
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range mounts {
+		if n, err := strconv.ParseInt(string(m.Value), 10, 64); err == nil { // else another version's: it is found on the disk
+			estimate += n
+		}
+	}
+	return estimate, nil
 }
 
 // enforceLimit removes what is above the limit, the least recently used first.
@@ -154,7 +163,7 @@ func (e *Engine) changed(mount string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.usedMounts == nil {
-		e.usedMounts = map[string]time.Time{}
+		e.usedMounts = map[string]bool{}
 	}
-	e.usedMounts[mount] = time.Now()
+	e.usedMounts[mount] = true
 }

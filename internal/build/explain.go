@@ -199,8 +199,8 @@ func (e *Engine) comparePart(ctx context.Context, was, p *tracedPart) (Reason, e
 	switch {
 	case scheme == "docker-image" && isSource, scheme == "oci-layout" && isSource:
 		image, now, _ := strings.Cut(rest, "@")
-		oldImage, before, _ := strings.Cut(was.From[strings.Index(was.From, "://")+1:], "@")
-		oldImage = strings.TrimLeft(oldImage, "/")
+		_, old, _ := strings.Cut(was.From, "://")
+		oldImage, before, _ := strings.Cut(old, "@")
 		if oldImage != image {
 			return Reason{Kind: Base, Name: image, Was: oldImage, Now: image}, nil
 		}

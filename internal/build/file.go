@@ -116,18 +116,11 @@ func (f *fileStep) draft(ctx context.Context, i int) (*fileop.Draft, *Snapshot, 
 			return nil, nil, err
 		}
 	}
-	users := func(input int64) tree.View {
-		v, verr := f.view(ctx, input, i)
-		if verr != nil {
-			err = errors.Join(err, verr)
-			return tree.New(nil, nil)
-		}
-		return v
+	users := func(input int64) (tree.View, error) { return f.view(ctx, input, i) }
+	if err := d.Apply(ctx, a, src, users, f.start); err != nil {
+		return nil, nil, err
 	}
-	if aerr := d.Apply(ctx, a, src, users, f.start); aerr != nil {
-		return nil, nil, aerr
-	}
-	return d, base, err
+	return d, base, nil
 }
 
 // input opens what action i changes: an input of the step, scratch, or an

@@ -77,7 +77,7 @@ func (s *step) key(ctx context.Context) (key, error) {
 func opDigest(op *pb.Op) oci.Digest {
 	c := op.CloneVT()
 	c.Inputs = nil
-	b, _ := c.MarshalVT()
+	b, _ := c.MarshalVT() // which has no way to fail
 	return digestOf("op", string(b))
 }
 
@@ -147,7 +147,7 @@ func owners(a *pb.FileAction) []*pb.UserOpt {
 func (s *step) selected(ctx context.Context, in *Snapshot, cp *pb.FileActionCopy) (oci.Digest, error) {
 	var memo string
 	if in != nil && in.view == nil {
-		b, _ := cp.MarshalVT()
+		b, _ := cp.MarshalVT() // which has no way to fail
 		parts := []string{keyVersion, string(b)}
 		for _, l := range in.Layers {
 			parts = append(parts, string(l.DiffID))

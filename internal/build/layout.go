@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/solver/pb"
@@ -42,7 +43,7 @@ func (e *Engine) ResolveLayout(ctx context.Context, op *pb.SourceOp, p oci.Platf
 
 // layoutImage copies an image out of a layout, once for each build.
 func (e *Engine) layoutImage(ctx context.Context, op *pb.SourceOp, p oci.Platform) (*pulled, error) {
-	r, err := ref.ParseImage(op.Identifier[len("oci-layout://"):])
+	r, err := ref.ParseImage(strings.TrimPrefix(op.Identifier, "oci-layout://"))
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ const (
 
 // provenance is the predicate about img, in BuildKit's form, and its type.
 // Under SOURCE_DATE_EPOCH it says nothing that differs from build to build.
-func (e *Engine) provenance(img Image, p *Provenance) (string, any, error) {
+func (e *Engine) provenance(img Image, p *Provenance) (kind string, predicate any) {
 	started, finished := e.start.UTC(), time.Now().UTC()
 	invocation := digestOf("invocation", fmt.Sprint(e.start.UnixNano())).Encoded()[:25]
 	if img.Epoch != nil {
@@ -76,9 +76,9 @@ func (e *Engine) provenance(img Image, p *Provenance) (string, any, error) {
 		pred.RunDetails.Metadata.BuildKitMetadata.Source = source
 	}
 	if p.Version == "v0.2" {
-		return predicateSLSA02, pred.ConvertToSLSA02(), nil
+		return predicateSLSA02, pred.ConvertToSLSA02()
 	}
-	return predicateSLSA1, pred, nil
+	return predicateSLSA1, pred
 }
 
 // args are the frontend's options; build arguments and labels only in max.
@@ -112,8 +112,12 @@ func (e *Engine) configSource(p *Provenance, nodes []*Node) types.ProvenanceConf
 		c.Path = "Dockerfile"
 	}
 	uri := urlutil.RedactCredentials(p.Options["context"])
+	if uri == "" {
+		return c
+	}
+	bare, _, _ := strings.Cut(uri, "#") // of a repository, which a material names with what was checked out
 	for _, m := range e.materials(nodes) {
-		if bare, _, _ := strings.Cut(uri, "#"); uri != "" && (m.URI == uri || strings.HasPrefix(m.URI, bare)) {
+		if m.URI == uri || m.URI == bare || strings.HasPrefix(m.URI, bare+"#") {
 			c.URI, c.Digest = m.URI, m.Digest
 		}
 	}
@@ -138,7 +142,7 @@ func (e *Engine) materials(nodes []*Node) []slsa1.ResourceDescriptor {
 			if r.Tag != "" {
 				r.Digest = "" // the frontend pins what it resolved
 			}
-			byURI[purl("docker", r, img.platform)] = slsa.DigestSet{"sha256": img.top.Digest.Encoded()}
+			byURI[purl(r, img.platform)] = slsa.DigestSet{"sha256": img.top.Digest.Encoded()}
 		}
 	}
 	for _, d := range e.downloads {
@@ -252,11 +256,11 @@ func definition(nodes []*Node) (*types.BuildConfig, *types.Source) {
 // BuildProvenance is the predicate that --metadata-file shows of img, in the
 // form that buildx has there: without the graph and the times unless max asks
 // for them.
-func (e *Engine) BuildProvenance(img Image, p Provenance, max bool) (any, error) {
+func (e *Engine) BuildProvenance(img Image, p Provenance, max bool) any {
 	p.Max, p.Version = true, "v0.2"
-	_, pred, err := e.provenance(img, &p)
+	_, pred := e.provenance(img, &p)
 	if short, ok := pred.(*types.ProvenancePredicateSLSA02); ok && !max {
 		short.BuildConfig, short.Metadata = nil, nil
 	}
-	return pred, err
+	return pred
 }

@@ -112,11 +112,7 @@ func (j *buildJob) metadata(engine *build.Engine, res *frontend.Result, warnings
 		if res.Index {
 			key += "/" + platforms.FormatAll(img.Platform)
 		}
-		pred, err := engine.BuildProvenance(img, p, mode == "max")
-		if err != nil {
-			return nil, err
-		}
-		md[key] = pred
+		md[key] = engine.BuildProvenance(img, p, mode == "max")
 	}
 	return md, nil
 }

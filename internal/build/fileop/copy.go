@@ -203,7 +203,7 @@ func (c *copier) enter(rel string, e *layer.Entry, include bool) error {
 func (c *copier) mkdir(dst string, e, was *layer.Entry, overwrite bool) (created bool, err error) {
 	switch {
 	case was == nil:
-		_, err := c.d.put("mkdir", dst, &inode{e: layer.Entry{Type: layer.Dir, Mode: e.Mode, ModTime: c.d.now}})
+		err := c.d.put("mkdir", dst, &inode{e: layer.Entry{Type: layer.Dir, Mode: e.Mode, ModTime: c.d.now}})
 		return true, err
 	case was.Type != layer.Dir:
 		return false, fmt.Errorf("cannot copy to non-directory: %s", slash(dst))
@@ -294,7 +294,7 @@ func (c *copier) file(rel string, e *layer.Entry) error {
 		return fmt.Errorf("%s: cannot copy an entry of type %q: %w", slash(e.Path), e.Type, oci.ErrInvalid)
 	}
 	c.attributes(i, e)
-	_, err := c.d.put("open", dst, i)
+	err := c.d.put("open", dst, i)
 	return err
 }
 

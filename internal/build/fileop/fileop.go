@@ -61,7 +61,7 @@ func New(base tree.View) *Draft {
 //
 // An action that fails may have been done in part: the Draft is good for
 // nothing then but to be thrown away.
-func (d *Draft) Apply(ctx context.Context, a *pb.FileAction, src tree.View, users func(input int64) tree.View, now time.Time) error {
+func (d *Draft) Apply(ctx context.Context, a *pb.FileAction, src tree.View, users func(input int64) (tree.View, error), now time.Time) error {
 	d.now = now
 	switch t := a.GetAction().(type) {
 	case *pb.FileAction_Mkdir:
@@ -96,9 +96,6 @@ func (d *Draft) Apply(ctx context.Context, a *pb.FileAction, src tree.View, user
 	}
 	return fmt.Errorf("file action of an unknown type %T: %w", a.GetAction(), oci.ErrUnsupported)
 }
-
-// Empty tells whether nothing has been changed.
-func (d *Draft) Empty() bool { return len(d.root.kids) == 0 }
 
 // Close frees the disk space that unpacked archives take while they wait to
 // be written. The Draft must not be used after it.

@@ -64,7 +64,7 @@ func (d *Draft) mkdir(a *pb.FileActionMkDir, o *owner) error {
 	}
 	i := made(layer.Dir, mode, o, d.timeOf(a.Timestamp))
 	d.inherit(i, path.Dir(p), o)
-	_, err = d.put("mkdir", p, i)
+	err = d.put("mkdir", p, i)
 	return err
 }
 
@@ -85,7 +85,7 @@ func (d *Draft) mkdirAll(p string, mode uint32, o *owner, at time.Time) ([]*inod
 	}
 	i := made(layer.Dir, mode, o, at)
 	d.inherit(i, path.Dir(p), o)
-	_, err = d.put("mkdir", p, i)
+	err = d.put("mkdir", p, i)
 	return append(all, i), err
 }
 
@@ -103,7 +103,7 @@ func (d *Draft) mkfile(a *pb.FileActionMkFile, o *owner) error {
 	i := made(layer.Regular, uint32(a.Mode)&0o777, o, d.timeOf(a.Timestamp))
 	d.inherit(i, path.Dir(p), o)
 	i.content.data, i.e.Size = a.Data, int64(len(a.Data))
-	_, err = d.put("open", p, i)
+	err = d.put("open", p, i)
 	return err
 }
 
@@ -117,7 +117,7 @@ func (d *Draft) symlink(a *pb.FileActionSymlink, o *owner) error {
 	}
 	i := made(layer.Symlink, 0o777, o, d.timeOf(a.Timestamp))
 	i.e.Link = a.Oldpath
-	if _, err = d.put("symlink", p, i); err != nil {
+	if err = d.put("symlink", p, i); err != nil {
 		var pe *fs.PathError
 		if errors.As(err, &pe) {
 			return &linkError{"symlink", a.Oldpath, slash(p), pe.Err}

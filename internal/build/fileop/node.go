@@ -184,10 +184,10 @@ func (d *Draft) through(p string) bool {
 
 // put makes i what is at p, in place of whatever was there. The directory that
 // holds p changes with it: its time is now.
-func (d *Draft) put(op, p string, i *inode) (*node, error) {
+func (d *Draft) put(op, p string, i *inode) error {
 	parent, err := d.dirOf(op, p)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	name := path.Base(p)
 	if old := parent.kids[name]; old != nil {
@@ -201,7 +201,7 @@ func (d *Draft) put(op, p string, i *inode) (*node, error) {
 	}
 	parent.set(name, n)
 	parent.inode.e.ModTime = d.now
-	return n, nil
+	return nil
 }
 
 // remove takes away what is at p and all below it.
@@ -235,7 +235,7 @@ func (d *Draft) link(target, p string) error {
 	if t.inode.e.Type == layer.Dir {
 		return pathError("link", p, syscall.EPERM)
 	}
-	if _, err := d.put("link", p, t.inode); err != nil {
+	if err := d.put("link", p, t.inode); err != nil {
 		return err
 	}
 	t.inode.name(target)

@@ -26,7 +26,7 @@ type owner struct{ uid, gid int }
 // ownerOf looks a ChownOpt's names up. As in BuildKit a name that the files do
 // not have means 0, a user's group is the one in passwd, and that of a numeric
 // user is the same number.
-func ownerOf(ctx context.Context, o *pb.ChownOpt, users func(int64) tree.View) (*owner, error) {
+func ownerOf(ctx context.Context, o *pb.ChownOpt, users func(int64) (tree.View, error)) (*owner, error) {
 	if o == nil {
 		return nil, nil
 	}
@@ -84,7 +84,7 @@ func ownerOf(ctx context.Context, o *pb.ChownOpt, users func(int64) tree.View) (
 
 // userFile opens the file p in the view that a name is looked up in; nil if
 // there is none.
-func userFile(ctx context.Context, n *pb.NamedUserOpt, users func(int64) tree.View, p string) (io.ReadCloser, error) {
+func userFile(ctx context.Context, n *pb.NamedUserOpt, users func(int64) (tree.View, error), p string) (io.ReadCloser, error) {
 	if n == nil {
 		return nil, fmt.Errorf("owner without a name: %w", oci.ErrInvalid)
 	}
@@ -94,9 +94,9 @@ func userFile(ctx context.Context, n *pb.NamedUserOpt, users func(int64) tree.Vi
 	if users == nil {
 		return nil, fmt.Errorf("owner %s: nowhere to look the name up: %w", n.Name, oci.ErrInvalid)
 	}
-	v := users(n.Input)
-	if v == nil {
-		return nil, nil
+	v, err := users(n.Input)
+	if err != nil || v == nil {
+		return nil, err
 	}
 	s := statOf(v)
 	at, err := s.resolve(p, true)

@@ -234,7 +234,7 @@ func (u *unpacker) inode(h *tar.Header, r io.Reader, p string, was *layer.Entry)
 	default:
 		return nil, fmt.Errorf("unhandled tar header type %d: %w", h.Typeflag, oci.ErrUnsupported)
 	}
-	_, err := u.d.put("open", p, i)
+	err := u.d.put("open", p, i)
 	return i, err
 }
 

@@ -191,7 +191,13 @@ func (l *lab) run(o map[string]string) (*build.Assembly, error) {
 	if len(res.Images) == 0 {
 		return nil, fmt.Errorf("no image: %v", res.Metadata)
 	}
-	return e.Export(ctx, res.Images, res.Index, []ref.Ref{{Domain: "docker.io", Path: "library/test", Tag: "latest"}})
+	var a *build.Assembly
+	return a, e.Work("exporting to image", func(w *build.Work) error {
+		if a, err = e.Assemble(ctx, w, res.Images, build.Form{Index: res.Index}); err != nil {
+			return err
+		}
+		return e.Keep(ctx, w, a, []ref.Ref{{Domain: "docker.io", Path: "library/test", Tag: "latest"}})
+	})
 }
 
 func (l *lab) build(dockerfile string, opts ...string) *image {

@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -75,6 +76,9 @@ func (r *reference) lookup(ctx context.Context, name string) (tree.View, string,
 		return nil, "", nil, err
 	}
 	e, err := view.Lstat(p)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		return nil, "", nil, err
+	}
 	if err != nil {
 		// BuildKit's words, which scripts know: the path as it was asked for.
 		return nil, "", nil, &fs.PathError{Op: "open", Path: name, Err: syscall.ENOENT}

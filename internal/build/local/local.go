@@ -120,9 +120,6 @@ func (d *Dir) Close() error {
 	return err
 }
 
-// Path of the directory, absolute and without symlinks.
-func (d *Dir) Path() string { return d.path }
-
 // Lstat implements tree.View.
 func (d *Dir) Lstat(p string) (*layer.Entry, error) {
 	n, err := d.find("lstat", p)
