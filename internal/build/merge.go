@@ -164,17 +164,9 @@ func changeEntries(changes []tree.Change, upper tree.View) ([]*layer.Entry, erro
 	return entries, nil
 }
 
-// writeEntry writes e, with its content from view if it is a file.
+// writeEntry writes e as a build does.
 func writeEntry(ctx context.Context, w *layer.Writer, e *layer.Entry, view tree.View) error {
 	one := *e
 	one.Xattrs = layer.BuiltXattrs(e.Xattrs)
-	if e.Type != layer.Regular {
-		return w.Write(one, nil)
-	}
-	r, err := view.Open(ctx, e.Path)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	return w.Write(one, r)
+	return tree.WriteEntry(ctx, w, &one, view)
 }

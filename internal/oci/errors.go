@@ -3,6 +3,7 @@ package oci
 import (
 	"errors"
 	"fmt"
+	"syscall"
 )
 
 // The kinds of error. Wrap them with %w and say what was being done to what;
@@ -21,6 +22,14 @@ var (
 	ErrTooMany      = errors.New("too many requests")
 	ErrNoSpace      = errors.New("no space left on device")
 )
+
+// NoSpace gives the error of a full disk, or quota, its kind: ErrNoSpace.
+func NoSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", err, ErrNoSpace)
+	}
+	return err
+}
 
 // DigestError says that content did not hash to what named it.
 // errors.Is(err, ErrCorrupt) is true of it.

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-project/strake/internal/oci/layer"
+	"github.com/strake-project/strake/internal/userns"
 )
 
 // hide makes a whiteout of the file name in dir, of an upper directory, if its
@@ -25,7 +26,7 @@ func hide(dir, name string) error {
 	switch {
 	case all:
 		mark := opaqueTrusted
-		if os.Geteuid() != 0 || unix.Lsetxattr(dir, mark, []byte("y"), 0) != nil {
+		if userns.Inside() { // where overlays are mounted with userxattr
 			mark = opaqueUser
 		}
 		if err := unix.Lsetxattr(dir, mark, []byte("y"), 0); err != nil {

@@ -116,7 +116,7 @@ func (p *plan) spool(ctx context.Context, i int) (string, error) {
 	}
 	_, err = io.Copy(f, r)
 	if err := errors.Join(err, f.Close()); err != nil {
-		return "", noSpace(err)
+		return "", oci.NoSpace(err)
 	}
 	return f.Name(), nil
 }
@@ -245,7 +245,7 @@ func (p *plan) write(ctx context.Context, entries []layer.Entry, v tree.View) (o
 		if err := ctx.Err(); err != nil {
 			return "", err
 		}
-		if err := writeEntry(ctx, w.Writer, &entries[i], v); err != nil {
+		if err := tree.WriteEntry(ctx, w.Writer, &entries[i], v); err != nil {
 			return "", err
 		}
 	}
@@ -254,16 +254,4 @@ func (p *plan) write(ctx context.Context, entries []layer.Entry, v tree.View) (o
 		return "", err
 	}
 	return toc.DiffID, nil
-}
-
-func writeEntry(ctx context.Context, w *layer.Writer, e *layer.Entry, v tree.View) error {
-	if e.Type != layer.Regular || e.Size == 0 {
-		return w.Write(*e, nil)
-	}
-	r, err := v.Open(ctx, e.Path)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	return w.Write(*e, r)
 }

@@ -67,7 +67,7 @@ func Prepare(ctx context.Context, s *store.Store, layers []oci.Digest) (*Root, e
 	r := &Root{Lowers: lowers, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"), scratch: dir}
 	for _, d := range []string{r.Upper, r.Work} {
 		if err := os.Mkdir(d, 0o700); err != nil {
-			return nil, fmt.Errorf("prepare root: %w", noSpace(err))
+			return nil, fmt.Errorf("prepare root: %w", oci.NoSpace(err))
 		}
 	}
 	root, err := p.stack.Lstat(".")
@@ -75,7 +75,7 @@ func Prepare(ctx context.Context, s *store.Store, layers []oci.Digest) (*Root, e
 		return nil, fmt.Errorf("prepare root: %w", err)
 	}
 	if err := dress(r.Upper, root); err != nil {
-		return nil, fmt.Errorf("prepare root: %w", noSpace(err))
+		return nil, fmt.Errorf("prepare root: %w", oci.NoSpace(err))
 	}
 	return r, nil
 }
@@ -96,14 +96,6 @@ func dress(dir string, e *layer.Entry) error {
 		}
 	}
 	return os.Chtimes(dir, e.ModTime, e.ModTime)
-}
-
-// noSpace gives a full disk its kind.
-func noSpace(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("%w: %w", err, oci.ErrNoSpace)
-	}
-	return err
 }
 
 // Commit makes r's upper directory the layer above its lowers and returns its

@@ -20,7 +20,6 @@ import (
 )
 
 const (
-	paxXattr   = "SCHILY.xattr."
 	capability = "security.capability"
 )
 
@@ -249,7 +248,7 @@ func (u *unpacker) attributes(i *inode, h *tar.Header) error {
 		delete(i.e.Xattrs, capability)
 	}
 	for k, v := range h.PAXRecords {
-		name, ok := strings.CutPrefix(k, paxXattr)
+		name, ok := strings.CutPrefix(k, layer.PAXXattr)
 		if !ok {
 			continue
 		}

@@ -127,7 +127,7 @@ func tarHeader(dir string, e *layer.Entry) (*tar.Header, error) {
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
-		h.PAXRecords["SCHILY.xattr."+name] = v
+		h.PAXRecords[layer.PAXXattr+name] = v
 	}
 	if e.ModTime.Nanosecond() == 0 && len(h.PAXRecords) == 0 {
 		h.Format = tar.FormatUnknown // the plainest that fits

@@ -34,7 +34,7 @@ func (w *Writer) header(e *Entry) error {
 		}
 		slices.Sort(w.keys)
 		for _, k := range w.keys {
-			w.record(xattrPAX+k, e.Xattrs[k])
+			w.record(PAXXattr+k, e.Xattrs[k])
 		}
 	}
 	// The keys below are in their sorted order; all of them come after

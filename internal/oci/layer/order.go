@@ -8,15 +8,15 @@ import (
 // Less is the canonical order of entries: parents before children, siblings
 // by the bytes of their names, an Opaque directly after its directory.
 func Less(a, b *Entry) bool {
-	if c := comparePaths(a.Path, b.Path); c != 0 {
+	if c := ComparePaths(a.Path, b.Path); c != 0 {
 		return c < 0
 	}
 	return a.Type != Opaque && b.Type == Opaque
 }
 
-// comparePaths orders clean paths as if "/" were smaller than every other
+// ComparePaths orders clean paths as if "/" were smaller than every other
 // byte, which keeps a directory and everything below it together.
-func comparePaths(a, b string) int {
+func ComparePaths(a, b string) int {
 	if a == b {
 		return 0
 	}
@@ -97,7 +97,7 @@ func (t *TOC) Implied() []string {
 			last = dir
 		}
 	}
-	slices.SortFunc(implied, comparePaths)
+	slices.SortFunc(implied, ComparePaths)
 	return implied
 }
 

@@ -259,7 +259,7 @@ func (s *scanner) describe(e *Entry, h *tar.Header) error {
 func (s *scanner) xattrs(e *Entry, h *tar.Header) error {
 	s.text += int64(len(e.Path) + len(e.Link))
 	for k, v := range h.PAXRecords {
-		name, ok := strings.CutPrefix(k, xattrPAX)
+		name, ok := strings.CutPrefix(k, PAXXattr)
 		if !ok || !portable(name) || e.Type == Whiteout {
 			continue
 		}

@@ -59,21 +59,13 @@ func Unpack(ctx context.Context, r io.Reader, dir string, opt UnpackOptions) (*T
 			err = u.entry(ctx, e)
 		}
 		if err != nil {
-			return nil, noSpace(err)
+			return nil, oci.NoSpace(err)
 		}
 	}
 	if err := u.finishDirs(); err != nil {
-		return nil, noSpace(err)
+		return nil, oci.NoSpace(err)
 	}
 	return u.s.finish()
-}
-
-// noSpace gives a full disk its kind.
-func noSpace(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("%w: %w", err, oci.ErrNoSpace)
-	}
-	return err
 }
 
 type unpacker struct {

@@ -15,8 +15,10 @@ const (
 	whiteoutPrefix = ".wh."
 	opaqueName     = ".wh..wh..opq"
 	aufsPrefix     = ".wh..wh." // aufs' own bookkeeping: means nothing
-	xattrPAX       = "SCHILY.xattr."
 )
+
+// PAXXattr begins the key of a PAX record that holds an extended attribute.
+const PAXXattr = "SCHILY.xattr."
 
 const (
 	blockSize = 512
@@ -148,7 +150,7 @@ func (w *Writer) checkType(e *Entry) error {
 			return fmt.Errorf("symlink to %.100q: %w", e.Link, oci.ErrInvalid)
 		}
 	case HardLink:
-		i, ok := slices.BinarySearchFunc(w.entries, e.Link, func(x Entry, p string) int { return comparePaths(x.Path, p) })
+		i, ok := slices.BinarySearchFunc(w.entries, e.Link, func(x Entry, p string) int { return ComparePaths(x.Path, p) })
 		if !ok {
 			return fmt.Errorf("hard link to %.100q, which no entry before it is: %w", e.Link, oci.ErrInvalid)
 		}

@@ -46,38 +46,8 @@ func (s *Stack) Fixups() ([]layer.Entry, error) {
 		c.Path = p
 		out = append(out, c)
 	}
-	slices.SortFunc(out, func(a, b layer.Entry) int { return comparePaths(a.Path, b.Path) })
+	slices.SortFunc(out, func(a, b layer.Entry) int { return layer.ComparePaths(a.Path, b.Path) })
 	return out, nil
-}
-
-// comparePaths orders as Walk does: parents before children, siblings by the
-// bytes of their names.
-func comparePaths(a, b string) int {
-	if a == "." || b == "." {
-		switch {
-		case a == b:
-			return 0
-		case a == ".":
-			return -1
-		}
-		return 1
-	}
-	for i := 0; i < len(a) && i < len(b); i++ {
-		if a[i] == b[i] {
-			continue
-		}
-		// The end of a component comes before any byte of a longer one.
-		switch {
-		case a[i] == '/':
-			return -1
-		case b[i] == '/':
-			return 1
-		case a[i] < b[i]:
-			return -1
-		}
-		return 1
-	}
-	return len(a) - len(b)
 }
 
 // Misplaced tells whether layer i cannot be unpacked on its own, because some

@@ -150,3 +150,16 @@ func (s *Stack) Digest(ctx context.Context, path string) (oci.Digest, error) {
 	defer r.Close()
 	return digest.SHA256.FromReader(r)
 }
+
+// WriteEntry writes e to w, with its content from v if it is a file.
+func WriteEntry(ctx context.Context, w *layer.Writer, e *layer.Entry, v View) error {
+	if e.Type != layer.Regular || e.Size == 0 {
+		return w.Write(*e, nil)
+	}
+	r, err := v.Open(ctx, e.Path)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return w.Write(*e, r)
+}
