@@ -68,14 +68,28 @@ func asOrdinaryUser(t *testing.T) (dir string, run func(env []string, args ...st
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir, func(env []string, args ...string) (string, error) {
-		cmd := exec.Command(filepath.Join(dir, args[0]), args[1:]...)
-		cmd.Dir = dir
-		cmd.Env = append([]string{"PATH=" + dir + ":" + os.Getenv("PATH"), "HOME=" + dir, "USER=" + ordinaryUser, "TMPDIR=" + dir,
-			"STRAKE_ROOT=" + filepath.Join(dir, "store"), "TZ=UTC", "CI=" + os.Getenv("CI")}, env...)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+		cmd := ordinaryCommand(t, dir, args...)
+		cmd.Env = append(cmd.Env, env...)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
+}
+
+// ordinaryCommand is the program args[0] in dir, to be run by the user.
+func ordinaryCommand(t *testing.T, dir string, args ...string) *exec.Cmd {
+	t.Helper()
+	u, err := user.Lookup(ordinaryUser)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uid, _ := strconv.Atoi(u.Uid)
+	gid, _ := strconv.Atoi(u.Gid)
+	cmd := exec.Command(filepath.Join(dir, args[0]), args[1:]...)
+	cmd.Dir = dir
+	cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "HOME=" + dir, "USER=" + ordinaryUser, "TMPDIR=" + dir,
+		"STRAKE_ROOT=" + filepath.Join(dir, "store"), "TZ=UTC", "CI=" + os.Getenv("CI")}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	return cmd
 }
 
 func copyFile(from, to string) error {
@@ -213,5 +227,36 @@ func TestSingleID(t *testing.T) {
 	}
 	if out := fmt.Sprint(run([]string{path}, "strake", "rmi", "box:1")); !strings.Contains(out, "Untagged: box:1") {
 		t.Errorf("rmi: %s", out)
+	}
+}
+
+// TestRootlessQuestion: while a command inside the user namespace waits for an
+// answer, the process outside does not draw over the question.
+func TestRootlessQuestion(t *testing.T) {
+	dir, run := asOrdinaryUser(t)
+	if err := busyboxTar(filepath.Join(dir, "box.tar")); err != nil {
+		t.Skip(err)
+	}
+	for _, args := range [][]string{{"strake", "import", "box.tar", "box:1"}, {"strake", "run", "--network", "host", "box:1", "true"}} {
+		if out, err := run(nil, args...); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+	}
+	tt := newTerminal(t)
+	cmd := ordinaryCommand(t, dir, "strake", "container", "prune")
+	cmd.Env = append(cmd.Env, "TERM=xterm")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = tt.slave, tt.slave, tt.slave
+	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tt.expect(t, "[y/N] ")
+	time.Sleep(1500 * time.Millisecond) // longer than anybody waits before drawing
+	fmt.Fprintln(tt.master, "n")
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if got := tt.text(); strings.Contains(got, "[+]") {
+		t.Errorf("the terminal shows %q", got)
 	}
 }

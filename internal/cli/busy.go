@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"io"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,26 +14,10 @@ import (
 // showBusy shows on a terminal that cmd works, where nothing else would for
 // more than a second.
 func (a *App) showBusy(cmd *cobra.Command) {
-	if q := cmd.Flags().Lookup("quiet"); q != nil && q.Changed || !mayTakeLong(a.command) {
+	if q := cmd.Flags().Lookup("quiet"); q != nil && q.Changed || !commandTraits()[a.command].long {
 		return
 	}
 	a.busy = term.NewBusy(a.Streams, a.command)
-}
-
-// mayTakeLong names the commands that can take more than a second and have no
-// progress of their own. What hands the terminal to somebody else, or serves,
-// is none of them.
-func mayTakeLong(command string) bool {
-	group, verb, _ := strings.Cut(command, " ")
-	switch group {
-	case "image", "container":
-		return verb != "build" && verb != "pull" && verb != "push" && verb != "load" && verb != "run"
-	case "manifest", "system", "buildx", "builder":
-		return verb != "build"
-	case "commit", "diff", "export", "history", "images", "import", "info", "inspect", "outdated", "rm", "rmi", "save", "search", "tags", "undo":
-		return true
-	}
-	return false
 }
 
 // counted is a source of which is told how much was read.

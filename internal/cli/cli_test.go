@@ -54,28 +54,31 @@ func TestEveryCommand(t *testing.T) {
 	walk(root)
 }
 
-// TestCommandTables: what is said of commands by their names is of commands that
-// there are.
+// TestCommandTables: every command has its traits, and what is said of commands
+// by their names is of commands that there are.
 func TestCommandTables(t *testing.T) {
 	a, _, _ := testApp("strake")
-	root := a.wholeTree()
-	known := map[string]bool{}
+	all, known := commandTraits(), map[string]bool{}
 	var walk func(cmd *cobra.Command)
 	walk = func(cmd *cobra.Command) {
-		known[strings.TrimPrefix(cmd.CommandPath(), "strake ")] = true
+		path := a.pathOf(cmd)
+		known[path] = true
+		if _, ok := all[path]; !ok && !cmd.HasSubCommands() {
+			t.Errorf("commandTraits does not know %q", path)
+		}
 		for _, c := range cmd.Commands() {
 			walk(c)
 		}
 	}
-	walk(root)
-	for path := range argumentKinds() {
+	walk(a.wholeTree())
+	for path := range all {
 		if !known[path] {
-			t.Errorf("argumentKinds knows %q", path)
+			t.Errorf("commandTraits knows %q, which is no command", path)
 		}
 	}
 	for _, name := range commonCommands() {
 		if !known[name] {
-			t.Errorf("commonCommands knows %q", name)
+			t.Errorf("commonCommands knows %q, which is no command", name)
 		}
 	}
 	for _, b := range a.branches() {

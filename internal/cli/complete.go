@@ -11,41 +11,6 @@ import (
 	"github.com/strake-project/strake/internal/container"
 )
 
-// What a shell completes as arguments. A store that cannot be read completes
-// nothing, and none is made for it.
-const (
-	completeImages     = 1 << iota // names of local images
-	completeRepos                  // their repositories too
-	completeContainers             // names of containers
-	completeFirst                  // the first argument only
-	completeFiles                  // after that, files
-)
-
-// argumentKinds says what each command's arguments are, by its path.
-func argumentKinds() map[string]int {
-	return map[string]int{
-		"commit": completeContainers | completeFirst, "container commit": completeContainers | completeFirst,
-		"container diff": completeContainers | completeFirst, "diff": completeContainers | completeFirst,
-		"container export": completeContainers | completeFirst, "export": completeContainers | completeFirst,
-		"container inspect": completeContainers, "container rm": completeContainers, "rm": completeContainers,
-		"container run": completeImages | completeFirst, "run": completeImages | completeFirst,
-		"history": completeImages | completeFirst, "image history": completeImages | completeFirst,
-		"image cat": completeImages | completeFirst, "image cp": completeImages | completeFirst | completeFiles,
-		"image diff": completeImages, "image inspect": completeImages,
-		"image ls": completeImages | completeRepos | completeFirst, "images": completeImages | completeRepos | completeFirst,
-		"image mutate": completeImages | completeFirst, "image squash": completeImages | completeFirst, "image rebase": completeImages | completeFirst,
-		"image pin": completeImages, "image unpin": completeImages, "image log": completeImages | completeFirst,
-		"image pull": completeImages | completeRepos | completeFirst, "pull": completeImages | completeRepos | completeFirst,
-		"image push": completeImages | completeRepos | completeFirst, "push": completeImages | completeRepos | completeFirst,
-		"image rm": completeImages, "rmi": completeImages,
-		"image save": completeImages | completeRepos, "save": completeImages | completeRepos,
-		"image tag": completeImages, "tag": completeImages,
-		"inspect":  completeImages | completeContainers,
-		"outdated": completeImages, "tags": completeRepos | completeFirst,
-		"manifest inspect": completeImages | completeRepos, "manifest create": completeImages | completeRepos,
-	}
-}
-
 // flagValues are what flags of these names take, in whichever command.
 func flagValues() map[string][]string {
 	return map[string][]string{
@@ -60,10 +25,10 @@ func flagValues() map[string][]string {
 
 // setCompletion makes root and all below it complete names.
 func (a *App) setCompletion(root *cobra.Command) {
-	kinds, values := argumentKinds(), flagValues()
-	var each func(cmd *cobra.Command, path string)
-	each = func(cmd *cobra.Command, path string) {
-		if kind := kinds[path]; kind != 0 && cmd.ValidArgsFunction == nil {
+	all, values := commandTraits(), flagValues()
+	var each func(cmd *cobra.Command)
+	each = func(cmd *cobra.Command) {
+		if kind := all[a.pathOf(cmd)].completes; kind != 0 && cmd.ValidArgsFunction == nil {
 			cmd.ValidArgsFunction = a.completer(kind)
 		}
 		for name, list := range values {
@@ -73,10 +38,10 @@ func (a *App) setCompletion(root *cobra.Command) {
 			}
 		}
 		for _, c := range cmd.Commands() {
-			each(c, strings.TrimSpace(path+" "+c.Name()))
+			each(c)
 		}
 	}
-	each(root, "")
+	each(root)
 }
 
 func (a *App) completer(kind int) cobra.CompletionFunc {

@@ -81,7 +81,7 @@ func (a *App) grow(root *cobra.Command, name string) {
 		root.AddCommand(b.make(b.name))
 	}
 	plainUsage(root)
-	a.confine(root, "")
+	a.confine(root, commandTraits())
 }
 
 // wholeTree is the root with everything below it.
@@ -158,7 +158,7 @@ func (a *App) rootCommand() *cobra.Command {
 		},
 	}
 	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) {
-		a.command = strings.TrimPrefix(cmd.CommandPath(), a.name+" ")
+		a.command = a.pathOf(cmd)
 		a.showBusy(cmd)
 	}
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
@@ -185,6 +185,11 @@ func (a *App) rootCommand() *cobra.Command {
 	// The error is only about a flag that does not exist.
 	_ = pf.MarkShorthandDeprecated("help", "use --help")
 	return root
+}
+
+// pathOf is the names of cmd and of those above it, below the root.
+func (a *App) pathOf(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), a.name+" ")
 }
 
 // plainUsage keeps cobra's "[flags]" out of the usage lines of cmd and all below

@@ -19,42 +19,12 @@ import (
 // the user is root and has the ids of /etc/subuid. A command that may need it
 // is executed once more inside, before it does anything; see package userns.
 
-// confined tells which commands need a user namespace, by their names below
-// the root.
-func confined(command string) need {
-	switch command {
-	case "build", "image build", "buildx build", "run", "container run", "builder build",
-		"image cat", "image cp", "image diff", "image squash": // they may unpack
-		return always
-	case "help", "version", "login", "logout", "completion", "man", "install-shim", "info", "system info",
-		"pull", "image pull", "load", "image load", "import", "image import",
-		"images", "image ls", "tag", "image tag", "tags", "history", "image history", "image log", "image mutate", "image pin", "image unpin",
-		"inspect", "image inspect", "container inspect", "ps", "container ls", "search", "outdated",
-		"manifest annotate", "manifest create", "manifest inspect", "manifest push", "manifest rm", "buildx imagetools create", "buildx imagetools inspect":
-		return never // they move bytes and look at rows
-	}
-	return forTrees
-}
-
-// need is when a command needs a user namespace.
-type need int
-
-const (
-	never    need = iota
-	forTrees      // it may read or remove files that belong to subordinate ids
-	always
-)
-
 // confine makes all commands below cmd enter a user namespace where they need
 // one and the process is not in one.
-func (a *App) confine(cmd *cobra.Command, name string) {
+func (a *App) confine(cmd *cobra.Command, all map[string]traits) {
 	for _, c := range cmd.Commands() {
-		full := c.Name()
-		if name != "" {
-			full = name + " " + full
-		}
-		a.confine(c, full)
-		when, inner := confined(full), c.RunE
+		a.confine(c, all)
+		when, inner := all[a.pathOf(c)].needs, c.RunE
 		if inner == nil || c.HasSubCommands() || when == never && c.Flags().Lookup("size") == nil {
 			continue
 		}
@@ -69,6 +39,7 @@ func (a *App) confine(cmd *cobra.Command, name string) {
 			if need == never || a.entered || !userns.Needed() || need == forTrees && !a.hasTrees() {
 				return inner(cmd, args)
 			}
+			a.busy.Stop() // the process inside shows what it does
 			code, err := userns.Enter(a.args)
 			if err != nil {
 				return &Failure{Code: 125, Err: err}
