@@ -75,8 +75,8 @@ func (r *follower) add(p string) error {
 // links are the targets of the symlink at p, or of those that p's last
 // component matches; none if there is no symlink.
 func (r *follower) links(p string) ([]string, error) {
-	if p == "." {
-		return nil, nil
+	if p == "." || p == ".." || strings.HasPrefix(p, "../") {
+		return nil, nil // nothing outside is looked at
 	}
 	dir, name := path.Split(p)
 	dir = path.Clean(dir)

@@ -440,6 +440,10 @@ func FuzzPatterns(f *testing.F) {
 	f.Add("*", "!**/*.py", "a", "l/d")
 	f.Add("**", "!./e.py", "", "")
 	f.Add("a/[", "\\", "!", "*/b")
+	// A bad pattern is refused even where fsutil never comes to compile it.
+	bad := func(err error) bool {
+		return err != nil && errors.Is(err, oci.ErrInvalid) && strings.Contains(err.Error(), "syntax error in pattern")
+	}
 	f.Fuzz(func(t *testing.T, ex1, ex2, in, follow string) {
 		opt := local.Options{Exclude: []string{ex1, ex2}}
 		if in != "" {
@@ -453,9 +457,7 @@ func FuzzPatterns(f *testing.F) {
 		werr := fsutil.Walk(t.Context(), dir, &fsutil.FilterOpt{IncludePatterns: opt.Include, ExcludePatterns: opt.Exclude, FollowPaths: opt.Follow},
 			func(p string, _ os.FileInfo, err error) error { want = append(want, p); return err })
 		if err != nil {
-			// A bad pattern is refused even where fsutil never comes to compile it.
-			bad := errors.Is(err, oci.ErrInvalid) && strings.Contains(err.Error(), "syntax error in pattern")
-			if werr == nil && !bad && !strings.Contains(follow, "\x00") {
+			if werr == nil && !bad(err) && !strings.Contains(follow, "\x00") {
 				t.Fatalf("%+v: %v", opt, err)
 			}
 			return
@@ -468,6 +470,9 @@ func FuzzPatterns(f *testing.F) {
 		var down func(string)
 		down = func(p string) {
 			all, err := d.ReadDir(p)
+			if bad(err) {
+				t.Skip()
+			}
 			if err != nil {
 				t.Fatalf("%+v: %v", opt, err)
 			}
