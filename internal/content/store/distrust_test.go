@@ -1,10 +1,12 @@
 package store_test
 
 import (
+	"bytes"
 	"database/sql"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -186,4 +188,65 @@ func TestRebuildPassesOver(t *testing.T) {
 		t.Errorf("%d manifests, not one", done.Manifests)
 	}
 	sound(t, open(t, root))
+}
+
+// TestFlippedBit changes one byte of the database's file, in a row that keeps
+// something or in its index: it is found, nothing is removed because of it, and
+// a new database knows everything again.
+func TestFlippedBit(t *testing.T) {
+	im := numbered(1)
+	config, layer := im.Blobs[len(im.Blobs)-2].Digest, im.Blobs[0].Digest
+	for _, c := range []struct {
+		what, bytes string
+		at          int // of the byte that changes
+	}{
+		{"an edge's child", string(im.Target.Digest) + string(config), -3},
+		{"an edge's parent", string(im.Target.Digest) + string(layer), 20},
+		{"the index of a child", string(layer) + string(im.Target.Digest), 30},
+		{"the index of a child's parent", string(config) + string(im.Target.Digest), -1},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			root := t.TempDir()
+			s := open(t, root)
+			put(t, t.Context(), s, im, "one")
+			put(t, t.Context(), s, numbered(2), "two")
+			s.Close()
+			file := filepath.Join(root, "strake.db")
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			flipped := []byte(c.bytes)
+			flipped[(c.at+len(flipped))%len(flipped)] ^= 1
+			if n := bytes.Count(b, []byte(c.bytes)); n == 0 {
+				t.Fatalf("%s is not in the file", c.bytes)
+			}
+			b = bytes.ReplaceAll(b, []byte(c.bytes), flipped) // once where it counts, perhaps in free space
+			if err := os.WriteFile(file, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, root)
+			var damaged *store.DamagedError
+			for _, p := range []store.Prune{{All: true, Now: true}, {All: true, Dry: true}, {Now: true}} {
+				if _, err := s.Prune(t.Context(), p); !errors.As(err, &damaged) {
+					t.Errorf("prune %+v: %v", p, err)
+				}
+			}
+			problems, err := s.Examine(t.Context(), false, nil)
+			if !errors.As(err, &damaged) && !slices.ContainsFunc(problems, func(p store.Problem) bool { return p.Kind == store.BadDatabase }) {
+				t.Errorf("Check says %v, %v", problems, err)
+			}
+			s.Close()
+			if _, err := store.Rebuild(t.Context(), root, store.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, root)
+			for i, n := range []string{"one", "two"} {
+				if !hasAll(t, s, numbered(i+1)) {
+					t.Errorf("%s is not whole", n)
+				}
+			}
+			sound(t, s)
+		})
+	}
 }
