@@ -69,7 +69,7 @@ func (s *site) foreignBase(platform string, env ...string) {
 
 // emulate registers an emulator for a machine, by the head of its programs,
 // and takes that back when the test ends. One that is registered already
-// serves as well, and is left alone. F has the kernel open the emulator now: a
+// serves as well, and is left alone. The flags are Debian's: F has the kernel open the emulator now: a
 // container has no file of that name.
 func emulate(t *testing.T, arch, magic, mask string) {
 	t.Helper()
@@ -113,7 +113,7 @@ func emulate(t *testing.T, arch, magic, mask string) {
 		return b.String()
 	}
 	name := fmt.Sprintf("strake-test-%s-%d", arch, os.Getpid())
-	rule := fmt.Sprintf(":%s:M::%s:%s:%s:F", name, escaped(magic), escaped(mask), qemu)
+	rule := fmt.Sprintf(":%s:M::%s:%s:%s:POCF", name, escaped(magic), escaped(mask), qemu)
 	if err := os.WriteFile(filepath.Join(dir, "register"), []byte(rule), 0); err != nil {
 		t.Fatalf("register %s: %v", rule, err)
 	}
