@@ -43,7 +43,27 @@ func (f *builderFlags) remote() (*remote.Builder, error) {
 	if f.builder == "" || f.builder == "default" {
 		return nil, nil
 	}
-	return remote.ParseBuilder(f.builder)
+	return parseBuilder(f.builder)
+}
+
+// parseBuilder reads ADDRESS[,cacert=FILE][,cert=FILE,key=FILE][,servername=NAME].
+func parseBuilder(spec string) (*remote.Builder, error) {
+	address, rest, more := strings.Cut(spec, ",")
+	var t remote.TLS
+	if more {
+		list, err := splitAttrs("builder", rest, "builder "+address+": %q is no option: cacert=FILE, cert=FILE, key=FILE and servername=NAME are known")
+		if err != nil {
+			return nil, err
+		}
+		to := map[string]*string{"cacert": &t.CACert, "cert": &t.Cert, "key": &t.Key, "servername": &t.ServerName}
+		for _, at := range list {
+			if to[at.key] == nil {
+				return nil, fmt.Errorf("builder %s: unknown option %q: cacert, cert, key and servername are known", address, at.key)
+			}
+			*to[at.key] = at.value
+		}
+	}
+	return remote.NewBuilder(address, t)
 }
 
 // buildRemote builds on a daemon.

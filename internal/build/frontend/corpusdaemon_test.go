@@ -121,7 +121,7 @@ func newBuildKit(t *testing.T, l *lab) *buildKit {
 		return nil
 	}
 	ctx := context.Background()
-	b, err := remote.ParseBuilder(*buildkitAddr)
+	b, err := remote.NewBuilder(*buildkitAddr, remote.TLS{})
 	if err != nil {
 		t.Fatal(err)
 	}

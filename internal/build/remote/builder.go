@@ -2,12 +2,13 @@ package remote
 
 import (
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/containerd/log"
 	"github.com/moby/buildkit/client"
@@ -18,40 +19,25 @@ import (
 	"github.com/moby/buildkit/client/connhelper/podmancontainer"
 	"github.com/moby/buildkit/client/connhelper/ssh"
 	"github.com/moby/buildkit/util/grpcerrors"
-
-	"github.com/strake-project/strake/internal/oci"
 )
+
+// TLS says who the daemon at a tcp address has to be, and who we are; the zero
+// value is no TLS. The fields are files, as the options of buildx' remote driver.
+type TLS struct {
+	CACert, Cert, Key string
+	ServerName        string
+}
 
 // Builder is a BuildKit daemon and how it is reached.
 type Builder struct {
-	Address                    string
-	CACert, Cert, Key, SrvName string // TLS, of tcp addresses
-	helper                     *connhelper.ConnectionHelper
+	Address string
+	tls     TLS
+	helper  *connhelper.ConnectionHelper
 }
 
-// ParseBuilder reads ADDRESS[,cacert=FILE][,cert=FILE,key=FILE][,servername=NAME],
-// the options that buildx' remote driver has.
-func ParseBuilder(spec string) (*Builder, error) {
-	fields, err := csv.NewReader(strings.NewReader(spec)).Read()
-	if err != nil || len(fields) == 0 {
-		return nil, fmt.Errorf("builder %q: %w", spec, oci.ErrInvalid)
-	}
-	b := &Builder{Address: fields[0]}
-	for _, f := range fields[1:] {
-		k, v, _ := strings.Cut(f, "=")
-		switch k {
-		case "cacert":
-			b.CACert = v
-		case "cert":
-			b.Cert = v
-		case "key":
-			b.Key = v
-		case "servername":
-			b.SrvName = v
-		default:
-			return nil, fmt.Errorf("builder %s: unknown option %q: cacert, cert, key and servername are known", b.Address, k)
-		}
-	}
+// NewBuilder checks the address. Nothing is dialled.
+func NewBuilder(address string, t TLS) (*Builder, error) {
+	b := &Builder{Address: address, tls: t}
 	u, err := url.Parse(b.Address)
 	if err != nil {
 		return nil, fmt.Errorf("builder %q: %w", b.Address, err)
@@ -59,7 +45,7 @@ func ParseBuilder(spec string) (*Builder, error) {
 	if b.secure() && u.Scheme != "tcp" {
 		return nil, fmt.Errorf("builder %s: TLS is for tcp:// addresses", b.Address)
 	}
-	if (b.Cert == "") != (b.Key == "") {
+	if (t.Cert == "") != (t.Key == "") {
 		return nil, fmt.Errorf("builder %s: cert and key come together", b.Address)
 	}
 	switch u.Scheme {
@@ -82,7 +68,7 @@ func ParseBuilder(spec string) (*Builder, error) {
 	case "nerdctl-container":
 		b.helper, err = nerdctlcontainer.Helper(u)
 	default:
-		return nil, fmt.Errorf("no builder %q found: an address is tcp://HOST:PORT, unix:///PATH, ssh://[USER@]HOST, kube-pod://POD, docker-container://NAME or podman-container://NAME", spec)
+		return nil, fmt.Errorf("no builder %q found: an address is tcp://HOST:PORT, unix:///PATH, ssh://[USER@]HOST, kube-pod://POD, docker-container://NAME or podman-container://NAME", address)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("builder %s: %w", b.Address, err)
@@ -90,7 +76,7 @@ func ParseBuilder(spec string) (*Builder, error) {
 	return b, nil
 }
 
-func (b *Builder) secure() bool { return b.CACert != "" || b.Cert != "" || b.SrvName != "" }
+func (b *Builder) secure() bool { return b.tls != TLS{} }
 
 // Conn is a connection to a builder.
 type Conn struct{ client *client.Client }
@@ -110,7 +96,7 @@ func (b *Builder) Connect(ctx context.Context) (*Conn, error) {
 	case err != nil && ctx.Err() != nil:
 		err = context.Cause(ctx)
 	case err != nil:
-		err = fmt.Errorf("builder %s cannot be reached: %w; does a buildkitd listen there?", b.Address, plain(err))
+		err = b.unreachable(ctx, plain(err))
 	case len(workers) == 0:
 		err = fmt.Errorf("builder %s has no workers", b.Address)
 	default:
@@ -129,16 +115,55 @@ func (b *Builder) options() []client.ClientOpt {
 		opts = append(opts, client.WithContextDialer(b.helper.ContextDialer))
 	}
 	if b.secure() {
-		if b.CACert != "" {
-			opts = append(opts, client.WithServerConfig(b.SrvName, b.CACert))
+		if b.tls.CACert != "" {
+			opts = append(opts, client.WithServerConfig(b.tls.ServerName, b.tls.CACert))
 		} else {
-			opts = append(opts, client.WithServerConfigSystem(b.SrvName))
+			opts = append(opts, client.WithServerConfigSystem(b.tls.ServerName))
 		}
-		if b.Cert != "" {
-			opts = append(opts, client.WithCredentials(b.Cert, b.Key))
+		if b.tls.Cert != "" {
+			opts = append(opts, client.WithCredentials(b.tls.Cert, b.tls.Key))
 		}
 	}
 	return opts
+}
+
+// unreachable says what is at the address instead, as far as err, in gRPC's
+// words, tells.
+func (b *Builder) unreachable(ctx context.Context, err error) error {
+	said := strings.TrimSuffix(strings.TrimPrefix(err.Error(), `connection error: desc = "`), `"`)
+	switch {
+	case b.speaksHTTP(ctx):
+		return fmt.Errorf("builder %s is an HTTP server, such as a docker engine, and no buildkitd: `docker buildx create --name NAME --driver docker-container --bootstrap` starts one, which --builder docker-container://buildx_buildkit_NAME0 builds on", b.Address)
+	case strings.HasPrefix(b.Address, "tcp:") && !b.secure() && strings.Contains(said, "server preface: "):
+		return fmt.Errorf("builder %s cannot be reached: %s; if it wants TLS: --builder %s,cacert=FILE,cert=FILE,key=FILE", b.Address, said, b.Address)
+	case strings.Contains(said, "tls: certificate required"):
+		return fmt.Errorf("builder %s cannot be reached: %s; name ours: --builder %s,…,cert=FILE,key=FILE", b.Address, said, b.Address)
+	case strings.Contains(said, "tls: "):
+		return fmt.Errorf("builder %s cannot be reached: %s", b.Address, said)
+	}
+	return fmt.Errorf("builder %s cannot be reached: %s; does a buildkitd listen there?", b.Address, said)
+}
+
+// speaksHTTP tells whether an HTTP/1 server is at a plain address: how gRPC
+// fails at one differs from time to time.
+func (b *Builder) speaksHTTP(ctx context.Context) bool {
+	network, at, _ := strings.Cut(b.Address, "://")
+	if b.secure() || network != "unix" && network != "tcp" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, network, at)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	answer := make([]byte, len("HTTP/1."))
+	if _, err = io.WriteString(conn, "GET /_ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"); err == nil {
+		_, err = io.ReadFull(conn, answer)
+	}
+	return err == nil && string(answer) == "HTTP/1."
 }
 
 // plain is err without the codes that gRPC puts in front of its cause.

@@ -34,6 +34,7 @@ type bench struct {
 	*testing.T
 	daemon *daemon
 	url    string
+	tls    remote.TLS
 	store  *store.Store
 	opt    remote.Options
 	events []build.Event
@@ -73,7 +74,7 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) build() (*remote.Result, error) {
 	b.Helper()
-	builder, err := remote.ParseBuilder(b.url)
+	builder, err := remote.NewBuilder(b.url, b.tls)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -189,18 +190,23 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-func TestParseBuilder(t *testing.T) {
+func TestNewBuilder(t *testing.T) {
 	for _, spec := range []string{
-		"", "name", "tcp://host", "unix://relative", "http://host:1", "tcp://h:1,cert=c", "unix:///s,cacert=x", "tcp://h:1,nope=1",
+		"", "name", "tcp://host", "unix://relative", "http://host:1",
 		"ssh://", "ssh://u:pw@h", "kube-pod://", "kube-pod://UPPER", "kube-pod://p?namespace=$(x)",
 	} {
-		if b, err := remote.ParseBuilder(spec); err == nil {
+		if b, err := remote.NewBuilder(spec, remote.TLS{}); err == nil {
 			t.Errorf("%q is %+v", spec, b)
 		}
 	}
 	for _, spec := range []string{"tcp://h:1", "unix:///s", "ssh://u@h:22/run/bk.sock", "kube-pod://p?namespace=n&container=c", "docker-container://n", "podman-container://n"} {
-		if _, err := remote.ParseBuilder(spec); err != nil {
+		if _, err := remote.NewBuilder(spec, remote.TLS{}); err != nil {
 			t.Errorf("%q: %v", spec, err)
+		}
+	}
+	for address, bad := range map[string]remote.TLS{"tcp://h:1": {Cert: "c"}, "unix:///s": {CACert: "x"}} {
+		if b, err := remote.NewBuilder(address, bad); err == nil {
+			t.Errorf("%s with %v is %+v", address, bad, b)
 		}
 	}
 }
@@ -212,15 +218,21 @@ func TestTLS(t *testing.T) {
 	pool := x509.NewCertPool()
 	cert := certificate(t, dir, pool)
 	_, b.url = startDaemon(t, &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert})
-	plain := b.url
-	b.url += ",cacert=" + filepath.Join(dir, "cert.pem") + ",cert=" + filepath.Join(dir, "cert.pem") + ",key=" + filepath.Join(dir, "key.pem")
+	good := remote.TLS{CACert: filepath.Join(dir, "cert.pem"), Cert: filepath.Join(dir, "cert.pem"), Key: filepath.Join(dir, "key.pem")}
+	b.tls = good
 	if _, err := b.build(); err != nil {
 		t.Fatal(err)
 	}
-	for _, bad := range []string{plain, plain + ",cacert=" + filepath.Join(dir, "cert.pem"), b.url + ",servername=other"} {
-		b.url = bad
-		if _, err := b.build(); err == nil {
-			t.Errorf("%s was let in", bad)
+	other := good
+	other.ServerName = "other"
+	for want, bad := range map[string]remote.TLS{
+		"if it wants TLS: --builder " + b.url + ",cacert=FILE,cert=FILE,key=FILE": {},
+		"certificate required; name ours":                                         {CACert: good.CACert},
+		"failed to verify certificate":                                            other,
+	} {
+		b.tls = bad
+		if _, err := b.build(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("with %v: %v", bad, err)
 		}
 	}
 }
