@@ -63,6 +63,11 @@ func (a *App) runContainer(ctx context.Context, f *runFlags, image string, args 
 	if f.interactive && f.tty && !a.In.IsTerminal() {
 		return &Failure{Err: errors.New("the input device is not a TTY"), Code: 1}
 	}
+	id, err := f.idFile()
+	if err != nil {
+		return err
+	}
+	defer id.close()
 	s, err := a.Store()
 	if err != nil {
 		return refused(err)
@@ -91,7 +96,7 @@ func (a *App) runContainer(ctx context.Context, f *runFlags, image string, args 
 		return refused(err)
 	}
 	defer run.Close()
-	if err := f.writeID(run.ID); err != nil {
+	if err := id.write(run.ID); err != nil {
 		return err
 	}
 	// A signal that strake gets is the container's: it does not end the

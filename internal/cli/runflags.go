@@ -135,19 +135,41 @@ func (f *runFlags) options() (*container.Options, error) {
 	return opt, nil
 }
 
-func (f *runFlags) writeID(id string) error {
+// idFile is the file of --cidfile. It is made before there is a container, and
+// goes away again where none came.
+type idFile struct {
+	file *os.File // nil where there is no such flag
+	kept bool
+}
+
+func (f *runFlags) idFile() (*idFile, error) {
 	if f.cidfile == "" {
-		return nil
+		return &idFile{}, nil
 	}
 	file, err := os.OpenFile(f.cidfile, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", f.cidfile)
+		return nil, fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", f.cidfile)
 	}
 	if err != nil {
-		return fmt.Errorf("failed to create the container ID file: %w", err)
+		return nil, fmt.Errorf("failed to create the container ID file: %w", err)
 	}
-	_, err = file.WriteString(id)
-	return errors.Join(err, file.Close())
+	return &idFile{file: file}, nil
+}
+
+func (i *idFile) write(id string) error {
+	if i.file == nil {
+		return nil
+	}
+	i.kept = true
+	_, err := i.file.WriteString(id)
+	return errors.Join(err, i.file.Close())
+}
+
+func (i *idFile) close() {
+	if i.file != nil && !i.kept {
+		i.file.Close()
+		os.Remove(i.file.Name())
+	}
 }
 
 // environment is the files' and then the flags' variables. KEY without a value
