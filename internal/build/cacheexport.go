@@ -93,7 +93,7 @@ func (j *journal) baseOf(diffID oci.Digest) base {
 func results(images []Image) map[oci.Digest]bool {
 	all := map[oci.Digest]bool{}
 	for _, img := range images {
-		layers, _ := outputLayers(img.Snapshot)
+		layers, _ := outputLayers(img.Snapshot) // a view, which has none, is in no cache
 		for _, l := range layers {
 			all[l.layer.DiffID] = true
 		}

@@ -63,6 +63,7 @@ func (e *Engine) ImportCaches(ctx context.Context) (stop func()) {
 	var wg sync.WaitGroup
 	for i, from := range e.opt.CacheFrom {
 		wg.Go(func() {
+			// What goes wrong is reported as the work's, and fails no build.
 			_ = e.Work("importing cache manifest from "+from.Name, func(w *Work) error {
 				asking, cancel := context.WithTimeoutCause(ctx, importWait, errors.New("no answer in "+importWait.String()))
 				defer cancel()

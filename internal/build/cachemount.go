@@ -126,22 +126,28 @@ func fillCache(ctx context.Context, dir, data string, in *Snapshot) error {
 	if _, err := os.Lstat(data); err == nil {
 		return nil
 	}
-	tmp, err := os.MkdirTemp(dir, "new-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(tmp)
-	if err := os.Chmod(tmp, 0o755); err != nil {
-		return err
-	}
-	if in != nil {
+	return makeMount(dir, data, func(tmp string) error {
+		if err := os.Chmod(tmp, 0o755); err != nil || in == nil {
+			return err
+		}
 		view, err := in.View(ctx)
 		if err != nil {
 			return err
 		}
-		if err := writeTree(ctx, view, tmp); err != nil {
-			return err
-		}
+		return writeTree(ctx, view, tmp)
+	})
+}
+
+// makeMount makes a mount's content by fill in a directory below dir and
+// renames it to data, unless another build was first.
+func makeMount(dir, data string, fill func(tmp string) error) error {
+	tmp, err := os.MkdirTemp(dir, "new-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp) // after the rename there is none
+	if err := fill(tmp); err != nil {
+		return err
 	}
 	if err := os.Rename(tmp, data); err != nil && !errors.Is(err, os.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
 		return err

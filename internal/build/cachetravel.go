@@ -190,7 +190,7 @@ func (s *step) restoreMount(ctx context.Context, key oci.Digest, id, dir, data s
 			if m.Key != key.Encoded() {
 				continue
 			}
-			err := unpackMount(ctx, from, m, dir, data)
+			err := makeMount(dir, data, func(tmp string) error { return unpackMount(ctx, from, m, tmp) })
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
@@ -213,14 +213,9 @@ func vacant(data string, sharing pb.CacheSharingOpt) bool {
 	return err == nil && len(list) == 0 && sharing != pb.CacheSharingOpt_SHARED
 }
 
-// unpackMount makes a mount's content aside and renames it to data.
-func unpackMount(ctx context.Context, from *importedCache, m *cache.Mount, dir, data string) error {
+// unpackMount makes a mount's content in dir.
+func unpackMount(ctx context.Context, from *importedCache, m *cache.Mount, dir string) error {
 	blob := from.part.Blobs[m.Blob]
-	tmp, err := os.MkdirTemp(dir, "new-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(tmp)
 	r, err := from.src.Open(ctx, blob)
 	if err != nil {
 		return err
@@ -231,22 +226,15 @@ func unpackMount(ctx context.Context, from *importedCache, m *cache.Mount, dir, 
 		return err
 	}
 	defer plain.Close()
-	toc, err := layer.Unpack(ctx, oci.Verify(plain, oci.Descriptor{Digest: m.DiffID, Size: m.Size}), tmp, layer.UnpackOptions{Unprivileged: userns.Inside()})
+	toc, err := layer.Unpack(ctx, oci.Verify(plain, oci.Descriptor{Digest: m.DiffID, Size: m.Size}), dir, layer.UnpackOptions{Unprivileged: userns.Inside()})
 	if err != nil {
 		return err
 	}
 	if toc.DiffID != m.DiffID {
 		return &oci.DigestError{Want: m.DiffID, Got: toc.DiffID}
 	}
-	if err := os.Lchown(tmp, m.UID, m.GID); err != nil {
+	if err := os.Lchown(dir, m.UID, m.GID); err != nil {
 		return err
 	}
-	if err := unix.Chmod(tmp, m.Mode&0o7777); err != nil {
-		return err
-	}
-	err = os.Rename(tmp, data)
-	if errors.Is(err, os.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
-		err = nil // another build was first
-	}
-	return err
+	return unix.Chmod(dir, m.Mode&0o7777)
 }

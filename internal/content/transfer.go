@@ -83,7 +83,7 @@ func (c *copier) mount(ctx context.Context, d oci.Descriptor) (ref.Ref, bool) {
 	}
 	var origins []ref.Ref
 	if lister, ok := c.src.(OriginLister); ok {
-		origins, _ = lister.Origins(ctx, d)
+		origins, _ = lister.Origins(ctx, d) // without them the blob is sent
 	}
 	asked := 0
 	for _, from := range append(origins, c.from) {

@@ -14,7 +14,7 @@ import (
 func (b *box) generate() ([]*pending, error) {
 	hostname := b.spec.Hostname
 	if hostname == "" {
-		hostname, _ = os.Hostname()
+		hostname, _ = os.Hostname() // "" is a name too
 	}
 	hosts := b.spec.Hosts
 	if hosts == nil && b.spec.Step {

@@ -249,12 +249,12 @@ func TestEntries(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.Close()
-		backdate(t)
+		settle(t)
 	}
 }
 
-// backdate waits until files that were just written are not racy any more.
-func backdate(t testing.TB) {
+// settle waits until files that were just written are not racy any more.
+func settle(t testing.TB) {
 	t.Helper()
 	time.Sleep(60 * time.Millisecond)
 }
@@ -273,7 +273,7 @@ func TestCache(t *testing.T) {
 	dir, cache := t.TempDir(), t.TempDir()
 	put(t, dir, "f", "g")
 	os.WriteFile(dir+"/f", []byte("one"), 0o644)
-	backdate(t)
+	settle(t)
 	look := func() (known bool) {
 		d := open(t, dir, local.Options{CacheDir: cache})
 		defer d.Close()
@@ -299,7 +299,7 @@ func TestCache(t *testing.T) {
 	if look() {
 		t.Error("same size and mtime, other content: the change time must tell")
 	}
-	backdate(t)
+	settle(t)
 	look()
 	os.WriteFile(dir+"/other", []byte("six"), 0o644)
 	os.Chtimes(dir+"/other", fi.ModTime(), fi.ModTime())
@@ -307,7 +307,7 @@ func TestCache(t *testing.T) {
 	if look() {
 		t.Error("another file of the same name, size and mtime")
 	}
-	backdate(t)
+	settle(t)
 	look()
 	files, _ := filepath.Glob(cache + "/*")
 	if len(files) != 1 {
@@ -378,7 +378,7 @@ func TestChangedWhileRead(t *testing.T) {
 				p := dir + "/f"
 				os.WriteFile(p, big, 0o644)
 				if !racy {
-					backdate(t)
+					settle(t)
 				}
 				d := open(t, dir, local.Options{})
 				digestOf(t, d, "f")
@@ -404,7 +404,7 @@ func TestChangedWhileRead(t *testing.T) {
 	}
 	defer r.Close()
 	io.ReadFull(r, make([]byte, 1000))
-	backdate(t)
+	settle(t)
 	f, _ := os.OpenFile(dir+"/f", os.O_WRONLY, 0)
 	f.WriteAt([]byte("!"), 999999)
 	f.Close()

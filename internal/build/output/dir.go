@@ -116,13 +116,13 @@ func (d *dirWriter) fill(fd int, dir string, fresh bool) error {
 	var rest []item
 	for _, e := range kids {
 		if err := checkContext(d.ctx); err != nil {
-			_ = files.Wait()
+			_ = files.Wait() // they end with ctx too
 			return err
 		}
 		it := d.part.item(e, d.firsts)
 		if it.Type != layer.Dir && d.part.Dir == "" {
 			if d.seen[it.Path] {
-				_ = files.Wait()
+				_ = files.Wait() // the error that stands is ours
 				return fmt.Errorf("cannot overwrite %s from another platform when split option is disabled", it.Path)
 			}
 			d.seen[it.Path] = true

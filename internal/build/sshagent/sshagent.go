@@ -169,7 +169,7 @@ func (a *Agent) answer(ctx context.Context, conn net.Conn) {
 		defer done()
 		keys = agent.NewClient(user)
 	}
-	_ = agent.ServeAgent(&readOnly{keys.(agent.ExtendedAgent)}, conn)
+	_ = agent.ServeAgent(&readOnly{keys.(agent.ExtendedAgent)}, conn) // it ends with the process that asks, which sees why
 }
 
 // errReadOnly is what a build gets that wants to change the user's agent.

@@ -103,7 +103,8 @@ func (d *Writer) send() error {
 	}
 	if d.full == nil {
 		d.full, d.done = make(chan block, ringBlocks), make(chan error, 1)
-		// The same file by another description, whose flags are its own.
+		// The same file by another description, whose flags are its own; none
+		// where the file system knows no O_DIRECT.
 		d.raw, _ = os.OpenFile(d.f.Name(), os.O_WRONLY|unix.O_DIRECT, 0)
 		go d.run()
 	}

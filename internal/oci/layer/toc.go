@@ -103,7 +103,7 @@ func appendEntry(b []byte, prev, e *Entry, offset int64, keys *[]string) []byte 
 		b = appendString(b, e.Link)
 	}
 	if flags&hasDigest != 0 {
-		b, _ = hex.AppendDecode(b, []byte(raw))
+		b, _ = hex.AppendDecode(b, []byte(raw)) // the flag says that it is hex
 	}
 	if flags&oddDigest != 0 {
 		b = appendString(b, string(e.Digest))

@@ -88,22 +88,10 @@ func (b *builder) from(n int32, o origin) {
 func (b *builder) target(p string) (int32, place) {
 	cur, links := ".", 0
 	for rest := p; rest != ""; {
-		name := rest
-		if i := strings.IndexByte(rest, '/'); i >= 0 {
-			name, rest = rest[:i], strings.TrimLeft(rest[i:], "/")
-		} else {
-			rest = ""
-		}
-		switch name {
-		case "", ".":
-			continue
-		case "..":
-			if cur != "." {
-				cur, _ = split(cur)
-			}
+		dir, named := cur, false
+		if cur, rest, named = descend(cur, rest); !named {
 			continue
 		}
-		cur = join(cur, name)
 		n := b.find(cur)
 		if rest == "" {
 			if n != 0 || len(b.below) == 0 || b.hidden(cur) {
@@ -124,11 +112,7 @@ func (b *builder) target(p string) (int32, place) {
 		if b.followed += len(e.Link); links > maxLinks || b.followed > maxTargets {
 			return 0, place{}
 		}
-		cur, _ = split(cur)
-		if strings.HasPrefix(e.Link, "/") {
-			cur = "."
-		}
-		rest = e.Link + "/" + rest
+		cur, rest = through(dir, e.Link, rest)
 	}
 	return 0, place{}
 }

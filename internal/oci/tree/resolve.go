@@ -15,50 +15,56 @@ import (
 // Missing trailing components are kept as they are (a COPY creates them). It
 // fails with oci.ErrInvalid after 255 links, as a loop.
 func Resolve(v View, path string, last bool) (string, error) {
-	rest, cur, links, missing := path, ".", 0, false
-	for rest != "" {
-		name := rest
-		if i := strings.IndexByte(rest, '/'); i >= 0 {
-			name, rest = rest[:i], strings.TrimLeft(rest[i:], "/")
-		} else {
-			rest = ""
-		}
-		switch name {
-		case "", ".":
-			continue
-		case "..":
-			if cur != "." {
-				cur, _ = split(cur)
-			}
-			missing = false
+	cur, links := ".", 0
+	for rest := path; rest != ""; {
+		dir, named := cur, false
+		if cur, rest, named = descend(cur, rest); !named || rest == "" && !last {
 			continue
 		}
-		next := join(cur, name)
-		if missing || rest == "" && !last {
-			cur = next
-			continue
-		}
-		e, err := v.Lstat(next)
+		e, err := v.Lstat(cur)
 		if errors.Is(err, fs.ErrNotExist) {
-			cur, missing = next, true
 			continue
 		}
 		if err != nil {
 			return "", err
 		}
 		if e.Type != layer.Symlink {
-			cur = next
 			continue
 		}
 		if links++; links > maxLinks {
 			return "", fmt.Errorf("%s: more than %d symlinks, a loop: %w", path, maxLinks, oci.ErrInvalid)
 		}
-		if strings.HasPrefix(e.Link, "/") {
-			cur = "."
-		}
-		rest = e.Link + "/" + rest
+		cur, rest = through(dir, e.Link, rest)
 	}
 	return cur, nil
+}
+
+// descend takes the first component off rest and goes there from cur. It is
+// named unless it is "", "." or "..", which stops at the root.
+func descend(cur, rest string) (next, left string, named bool) {
+	name := rest
+	if i := strings.IndexByte(rest, '/'); i >= 0 {
+		name, left = rest[:i], strings.TrimLeft(rest[i:], "/")
+	}
+	switch name {
+	case "", ".":
+		return cur, left, false
+	case "..":
+		if cur != "." {
+			cur, _ = split(cur)
+		}
+		return cur, left, false
+	}
+	return join(cur, name), left, true
+}
+
+// through goes on with rest behind a symlink in dir: from the root where its
+// target is absolute.
+func through(dir, target, rest string) (cur, left string) {
+	if strings.HasPrefix(target, "/") {
+		dir = "."
+	}
+	return dir, target + "/" + rest
 }
 
 // Walk calls fn for root and, in order, everything below it. fn may return
