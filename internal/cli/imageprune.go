@@ -193,6 +193,9 @@ func unusedImages(ctx context.Context, s *store.Store, all, dry bool, fs filters
 	if len(fs.values("label"))+len(fs.values("label!")) > 0 {
 		facts |= store.Labels
 	}
+	if _, err := fs.before(); err != nil { // prune takes one; a list, several
+		return nil, err
+	}
 	keep, err := imageFilter(ctx, s, fs)
 	if err != nil {
 		return nil, err

@@ -104,7 +104,7 @@ func Copy(ctx context.Context, dst Sink, to ref.Ref, src Source, from ref.Ref, o
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
-	if err := dst.Tag(ctx, to, d); err != nil {
+	if err := dst.Tag(ctx, c.known(d), d); err != nil {
 		return oci.Descriptor{}, sinkErr(err)
 	}
 	c.event(Event{Kind: Tagged, Descriptor: d})
@@ -116,6 +116,18 @@ func (c *copier) resolve(ctx context.Context) (oci.Descriptor, error) {
 		return *c.opt.Resolved, nil
 	}
 	return c.src.Resolve(ctx, c.from)
+}
+
+// known is the name to tag d with: with its digest where the repository of that
+// name is where d came from, which the destination may want to remember.
+func (c *copier) known(d oci.Descriptor) ref.Ref {
+	to := c.to
+	_, fromRegistry := c.src.(Mounter)
+	_, remembers := c.dst.(OriginRecorder)
+	if fromRegistry && remembers && to.Repository() == c.from.Repository() {
+		to.Digest = d.Digest
+	}
+	return to
 }
 
 type copier struct {

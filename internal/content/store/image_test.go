@@ -258,6 +258,16 @@ func TestRepositoryDigests(t *testing.T) {
 		}
 	}
 	put(t, ctx, s, im, "localhost:5000/app:1", "other")
+	// A tag of what shares content with a repository is not what it knows.
+	if found, err := s.Find(ctx, "other"); err != nil || len(found.Digests) != 0 {
+		t.Errorf("digests of a tag %v, %v", found, err)
+	}
+	from.Digest = im.Target.Digest
+	for range 2 {
+		if err := s.Tag(ctx, from, im.Target); err != nil {
+			t.Fatal(err)
+		}
+	}
 	found, err := s.Find(ctx, "other")
 	if err != nil || familiar(found.Digests) != "localhost:5000/app@"+string(im.Target.Digest) {
 		t.Errorf("digests %v, %v", found, err)

@@ -22,8 +22,8 @@ func repository(name string) ref.Ref {
 }
 
 // Tag implements content.Sink, and logs what the tag pointed at before. r with
-// a digest and no tag records that r's repository knows that digest (docker's
-// RepoDigests), as a Tag of a pulled or pushed image does too.
+// a digest records that r's repository knows that digest (docker's RepoDigests).
+// A tag alone does not: it says nothing of the registry, whatever came from there.
 func (s *Store) Tag(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
 	if err := checkDigest(d.Digest); err != nil {
 		return err
@@ -34,7 +34,7 @@ func (s *Store) Tag(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
 	if r.Digest != "" && r.Digest != d.Digest {
 		return fmt.Errorf("tag %s: it points at %s: %w", r.Familiar(), d.Digest, oci.ErrInvalid)
 	}
-	repo := r.Repository()
+	repo, knows := r.Repository(), r.Digest != "" || r.Tag == ""
 	// The same image built or pulled again is the common case: nothing to write.
 	same := false
 	err := s.ask(ctx, func(t *tx) (err error) {
@@ -44,8 +44,8 @@ func (s *Store) Tag(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
 				return err
 			}
 		}
-		implied, err := t.implied(r, d)
-		if err == nil && implied {
+		same = !knows
+		if knows {
 			same, err = t.exists("SELECT 1 FROM repodigest WHERE repo = ? AND digest = ?", repo, d.Digest)
 		}
 		return err
@@ -64,8 +64,7 @@ func (s *Store) Tag(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
 		if _, err := t.Exec("UPDATE manifest SET named = 1 WHERE digest = ?", d.Digest); err != nil {
 			return err
 		}
-		implied, err := t.implied(r, d)
-		if err == nil && implied {
+		if knows {
 			err = t.knowDigest(repo, d.Digest, true)
 		}
 		if err != nil || r.Tag == "" {
@@ -73,18 +72,6 @@ func (s *Store) Tag(ctx context.Context, r ref.Ref, d oci.Descriptor) error {
 		}
 		return t.point(repo, r.Tag, d.Digest)
 	})
-}
-
-// implied tells whether tagging d as r says that r's repository knows d: it
-// names no tag, or it names the digest too, or d came from there or went there.
-func (t *tx) implied(r ref.Ref, d oci.Descriptor) (bool, error) {
-	if r.Tag == "" || r.Digest != "" {
-		return true, nil
-	}
-	return t.exists(`SELECT 1 FROM origin WHERE repo = ? AND digest IN (
-		SELECT child FROM edge WHERE parent = ? AND kind = 1
-		UNION SELECT b.child FROM edge a JOIN edge b ON b.parent = a.child AND b.kind = 1 WHERE a.parent = ? AND a.kind = 2)`,
-		r.Repository(), d.Digest, d.Digest)
 }
 
 // point moves a tag, or with an empty digest removes it, and logs that.
