@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -38,7 +37,11 @@ func (f cacheFilterFlag) Set(s string) error {
 	if since, ok := strings.CutPrefix(s, "unused-for="); ok {
 		s = "until=" + since
 	}
-	return f.filters.Set(strings.Replace(strings.Replace(s, "==", "=", 1), "~=", "=", 1))
+	key, value, ok := strings.Cut(s, "=")
+	if ok {
+		s = key + "=" + strings.TrimPrefix(value, "=") // key==value
+	}
+	return f.filters.Set(s)
 }
 
 // cacheWords are the filters without a value.
@@ -53,11 +56,24 @@ func cacheWords() map[string]func(*build.CacheRecord) bool {
 	}
 }
 
-// cacheTest makes the test that lets a record of the build cache through. ID and
-// description are regular expressions, as in BuildKit.
+// cacheTexts are the filters by a text: key=value, key~=expression, key!=value.
+func cacheTexts() map[string]func(*build.CacheRecord) string {
+	return map[string]func(*build.CacheRecord) string{
+		"id":          func(c *build.CacheRecord) string { return c.ID },
+		"type":        func(c *build.CacheRecord) string { return c.Type },
+		"description": func(c *build.CacheRecord) string { return c.Description },
+	}
+}
+
+// cacheTest makes the test that lets a record of the build cache through. As in
+// BuildKit an ID is an expression with = too: people give the beginning of it.
 func (f filters) cacheTest() (func(*build.CacheRecord) bool, error) {
 	words := slices.Sorted(maps.Keys(cacheWords()))
-	if err := f.check(append([]string{"until", "id", "type", "description"}, words...)...); err != nil {
+	known := append([]string{"until"}, words...)
+	for key := range cacheTexts() {
+		known = append(known, key, key+"~", key+"!")
+	}
+	if err := f.check(known...); err != nil {
 		return nil, err
 	}
 	var tests []func(*build.CacheRecord) bool
@@ -69,14 +85,19 @@ func (f filters) cacheTest() (func(*build.CacheRecord) bool, error) {
 	if !until.IsZero() {
 		add(func(c *build.CacheRecord) bool { return c.Used.Before(until) })
 	}
-	for _, v := range f.values("type") {
-		add(func(c *build.CacheRecord) bool { return c.Type == v })
-	}
-	for key, text := range map[string]func(*build.CacheRecord) string{
-		"id":          func(c *build.CacheRecord) string { return c.ID },
-		"description": func(c *build.CacheRecord) string { return c.Description },
-	} {
-		for _, v := range f.values(key) {
+	for key, text := range cacheTexts() {
+		expressions := f.values(key + "~")
+		if key == "id" {
+			expressions = append(expressions, f.values(key)...)
+		} else {
+			for _, v := range f.values(key) {
+				add(func(c *build.CacheRecord) bool { return text(c) == v })
+			}
+		}
+		for _, v := range f.values(key + "!") {
+			add(func(c *build.CacheRecord) bool { return text(c) != v })
+		}
+		for _, v := range expressions {
 			re, err := regexp.Compile(v)
 			if err != nil {
 				return nil, daemonf("invalid filter '%s=%s'", key, v)
@@ -153,7 +174,7 @@ func (a *App) builderPruneCommand() *cobra.Command {
 	fs.StringVar(&o.format, "format", "", `With --dry-run: print with "table", "table TEMPLATE", "json" or a Go TEMPLATE`)
 	fs.BoolVarP(&o.force, "force", "f", false, "Do not prompt for confirmation")
 	fs.BoolVar(&o.dry, "dry-run", false, "Show what would go, with true bytes, and change nothing")
-	fs.Var(cacheFilterFlag{&o.filters}, "filter", `Remove only what fits ("until=24h", "unused-for=24h", "id=…", "type=exec.cachemount", "description=…", "private", "shared")`)
+	fs.Var(cacheFilterFlag{&o.filters}, "filter", `Remove only what fits ("until=24h", "unused-for=24h", "id=…", "type=exec.cachemount", "description~=…", "private", "shared")`)
 	return cmd
 }
 
@@ -262,7 +283,7 @@ func (a *App) builderDuCommand() *cobra.Command {
 		},
 	}
 	fs := cmd.Flags()
-	fs.Var(cacheFilterFlag{&filters}, "filter", `Show only what fits ("until=24h", "id=…", "type=regular", "description=…", "inuse", "private", "shared")`)
+	fs.Var(cacheFilterFlag{&filters}, "filter", `Show only what fits ("until=24h", "id=…", "type=regular", "description~=…", "inuse", "private", "shared")`)
 	fs.BoolVar(&verbose, "verbose", false, "Show all that is known of each record")
 	fs.StringVar(&format, "format", "", formatHelp)
 	return cmd
@@ -330,7 +351,7 @@ type cacheRow struct {
 func newCacheRow(c *build.CacheRecord) *cacheRow {
 	return &cacheRow{ID: shortCacheID(c), Type: c.Type, Description: c.Description, Mutable: c.Type == "exec.cachemount",
 		Reclaimable: !c.InUse, Shared: c.Shared, Size: humanSize(c.Size),
-		CreatedAt: c.Created.UTC().Format(time.RFC3339Nano), LastUsedAt: ago(c.Used)}
+		CreatedAt: c.Created.UTC().String(), LastUsedAt: ago(c.Used)}
 }
 
 // shortCacheID is as long as BuildKit's.
