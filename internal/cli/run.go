@@ -84,6 +84,9 @@ func (a *App) runContainer(ctx context.Context, f *runFlags, image string, args 
 		return refused(err)
 	}
 	opt.ImageName, opt.Args = image, args
+	if err := makeSources(opt.Sandbox.Mounts); err != nil {
+		return err
+	}
 
 	net, err := a.connect(ctx, s, f.network, &opt.Sandbox)
 	if err != nil {

@@ -34,8 +34,7 @@ func (f *runFlags) parseMounts(spec *sandbox.Spec) error {
 	return nil
 }
 
-// parseVolume reads -v SOURCE:DESTINATION[:OPTIONS]. A source that is not
-// there is made, as docker does.
+// parseVolume reads -v SOURCE:DESTINATION[:OPTIONS].
 func parseVolume(text string) (sandbox.Mount, error) {
 	m := sandbox.Mount{Type: "bind", Recursive: true}
 	parts := strings.Split(text, ":")
@@ -73,12 +72,23 @@ func parseVolume(text string) (sandbox.Mount, error) {
 	if !filepath.IsAbs(m.Destination) {
 		return m, refused(fmt.Errorf("invalid volume specification: '%s': invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", text, m.Destination))
 	}
-	if err := os.MkdirAll(m.Source, 0o755); err != nil {
-		if _, statErr := os.Stat(m.Source); statErr != nil {
-			return m, refused(fmt.Errorf("error while creating mount source path '%s': %w", m.Source, err))
+	return m, nil
+}
+
+// makeSources makes the directories of -v that are not there, as docker does,
+// once there is an image to run.
+func makeSources(mounts []sandbox.Mount) error {
+	for _, m := range mounts {
+		if m.Type != "bind" {
+			continue
+		}
+		if err := os.MkdirAll(m.Source, 0o755); err != nil {
+			if _, statErr := os.Stat(m.Source); statErr != nil {
+				return refused(fmt.Errorf("error while creating mount source path '%s': %w", m.Source, err))
+			}
 		}
 	}
-	return m, nil
+	return nil
 }
 
 // parseMount reads --mount type=…,src=…,dst=….
