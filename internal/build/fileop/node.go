@@ -75,7 +75,7 @@ func (i *inode) digest(ctx context.Context) (oci.Digest, error) {
 func (n *node) entry(p string) *layer.Entry {
 	e := n.inode.e
 	e.Path = p
-	if len(n.inode.names) > 1 && n.inode.names[0] != p {
+	if e.Type == layer.Regular && len(n.inode.names) > 1 && n.inode.names[0] != p {
 		e.Link = n.inode.names[0]
 	}
 	return &e
