@@ -1,7 +1,9 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -257,4 +259,41 @@ func TestBadInput(t *testing.T) {
 	s.swept()
 	s.ok("load", "-i", "app.tar")
 	s.appRuns("app:1")
+}
+
+// What was removed and waits gives way to what is written: on a disk that it
+// fills, at the latest the second try finds room.
+func TestFullDiskOfRemoved(t *testing.T) {
+	s := newSite(t)
+	s.small("40m")
+	archive := s.path("one.tar")
+	again := 0
+	for i := range 8 {
+		if err := os.WriteFile(archive, tarOf(t, mebibytes(uint64(i), 9)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.run("import", archive, "x:1"); got.code != 0 {
+			if again++; !strings.Contains(got.err, "no space left on device") {
+				t.Fatalf("%+v", got)
+			}
+			s.ok("import", archive, "x:1")
+		}
+		s.ok("rmi", "x:1")
+	}
+	t.Logf("%d of 8 were tried twice", again)
+	s.sound(true)
+}
+
+func tarOf(t *testing.T, data []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Name: "file", Size: int64(len(data)), Mode: 0o644, Typeflag: tar.TypeReg})
+	if err == nil {
+		_, err = w.Write(data)
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }

@@ -91,10 +91,10 @@ func (s *Store) findLeftovers(ctx context.Context, dry bool, bytes *int64, seen 
 // that did not come about, and every unfinished download: the next command
 // needs the space more.
 func (s *Store) tidy(ctx context.Context) error {
-	if !s.worked.Load() && !s.changed.Load() || s.readOnly != "" {
+	full := s.full.Load() // perhaps before anything was worked on
+	if !s.worked.Load() && !s.changed.Load() && !full || s.readOnly != "" {
 		return nil
 	}
-	full := s.full.Load()
 	if full {
 		// First, because it needs no space: what follows writes to the database.
 		if err := s.sweepPartials(false, new(int64), map[[2]uint64]bool{}); err != nil {
