@@ -156,8 +156,10 @@ func (d *Dir) Prefetch(ctx context.Context, p string) error {
 	return g.Wait()
 }
 
-// granularity is how far a file system's clock may lag behind ours: a tick of
-// the kernel, or whole seconds where times have no fraction.
+// racy tells whether the file may have been changed after it was read with no
+// change to be seen in its identity: it was changed shortly before. How shortly
+// is how far a file system's clock may lag behind ours: a tick of the kernel, or
+// whole seconds where times have no fraction.
 func (id identity) racy(read time.Time) bool {
 	g := int64(50 * time.Millisecond)
 	if id.ctime%1e9 == 0 {
