@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -124,6 +125,11 @@ func (a *App) ps(ctx context.Context, o *psOptions) error {
 			break
 		}
 		row := newPsRow(c, o.noTrunc)
+		if !o.quiet {
+			if row.Image, err = nowNamed(ctx, s, c, o.noTrunc); err != nil {
+				return err
+			}
+		}
 		if sized {
 			row.Size = writtenSize(container.In(s).Written(c), images[c.ImageID])
 		}
@@ -164,6 +170,19 @@ func (a *App) triedTemplate(format string) error {
 		return dockerTypes(fmt.Errorf("failed to execute template: %w", err), "*cli.psRow", "*formatter.ContainerContext", a.name)
 	}
 	return nil
+}
+
+// nowNamed is what a container's image is called: as run was told, unless that
+// name is gone or another image's by now; then it is the image's ID.
+func nowNamed(ctx context.Context, s *store.Store, c *container.Container, whole bool) (string, error) {
+	img, err := s.Find(ctx, c.Image)
+	switch {
+	case err == nil && (img.ID == c.ImageID || img.Target.Digest == c.Target): // or another platform of the name
+		return c.Image, nil
+	case err == nil || isNotFound(err) || errors.Is(err, oci.ErrInvalid) || errors.Is(err, oci.ErrCorrupt):
+		return shortID(c.ImageID, whole), nil
+	}
+	return "", daemon(err)
 }
 
 // writtenSize is docker's SIZE: the container's own files, and with its image's.
