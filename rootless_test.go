@@ -105,7 +105,7 @@ func copyFile(from, to string) error {
 func TestRootlessScripts(t *testing.T) {
 	_, run := asOrdinaryUser(t)
 	out, err := run([]string{"STRAKE_TEST_ROOTLESS=1"}, "strake.test", "-test.v", "-test.run",
-		"^TestScripts$/^(buildexplain|commit|imageprune|lookinto|mutate|rmiused|roundtrip|rootless|run|saveload|systemprune)$")
+		"^TestScripts$/^(buildexplain|buildodd|commit|imageprune|lookinto|mutate|rmiused|roundtrip|rootless|run|saveload|systemprune)$")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
