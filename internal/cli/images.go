@@ -23,7 +23,7 @@ type imagesOptions struct {
 	format                             string
 	filters                            filters
 	name                               string
-	withTimes                          bool // CreatedAt is printed
+	inFull                             bool // more is printed than the tables have
 }
 
 func (a *App) imagesCommand(use string) *cobra.Command {
@@ -105,7 +105,7 @@ func (a *App) images(ctx context.Context, o *imagesOptions) error {
 		}
 		return a.imagesTree(ctx, s, kept, o)
 	}
-	o.withTimes = format != imagesIDs && format != imagesTable && format != imagesTableDigests
+	o.inFull = format != imagesIDs && format != imagesTable && format != imagesTableDigests
 	withDigests := o.digests || strings.Contains(format, "{{.Digest}}")
 	rows := make([]*imageRow, 0, len(all))
 	for i := range all {
@@ -172,9 +172,9 @@ func imageRows(img *store.Image, o *imagesOptions, withDigests bool) []*imageRow
 			ID:         shortID(img.ID, o.noTrunc),
 			Size:       shortSize(img.Size),
 			Containers: "N/A", SharedSize: "N/A", UniqueSize: "N/A",
-			VirtualSize: humanSize(img.Size),
 		}
-		if o.withTimes {
+		if o.inFull {
+			r.VirtualSize = humanSize(img.Size)
 			r.CreatedAt = img.Created.Local().Truncate(time.Second).String()
 		}
 		if !img.Created.IsZero() {
@@ -184,9 +184,7 @@ func imageRows(img *store.Image, o *imagesOptions, withDigests bool) []*imageRow
 	}
 
 	var rows []*imageRow
-	tagged := map[string]bool{}
 	for _, n := range img.Names {
-		tagged[n.Repository()] = true
 		count := len(rows)
 		if withDigests {
 			for _, d := range img.Digests {
@@ -201,7 +199,8 @@ func imageRows(img *store.Image, o *imagesOptions, withDigests bool) []*imageRow
 	}
 	last := ""
 	for _, d := range img.Digests {
-		if tagged[d.Repository()] || !withDigests && d.Repository() == last {
+		tagged := slices.ContainsFunc(img.Names, func(n ref.Ref) bool { return n.Domain == d.Domain && n.Path == d.Path })
+		if tagged || !withDigests && d.Repository() == last {
 			continue
 		}
 		last = d.Repository()

@@ -90,27 +90,42 @@ func (s *Store) List(ctx context.Context, sel Selection) ([]Image, error) {
 	return newestFirst(all), err
 }
 
-// newestFirst sorts. An Image is large: keys are moved instead.
+// newestFirst sorts all in place. An Image is large: small keys are sorted, and
+// then each image moves once.
 func newestFirst(all []Image) []Image {
 	type key struct {
-		created time.Time
-		i       int
+		sec     int64
+		nsec, i int32
 	}
 	keys := make([]key, len(all))
 	for i := range all {
-		keys[i] = key{all[i].Created, i}
+		c := all[i].Created
+		keys[i] = key{c.Unix(), int32(c.Nanosecond()), int32(i)}
 	}
 	slices.SortFunc(keys, func(a, b key) int {
-		if c := b.created.Compare(a.created); c != 0 {
-			return c
+		if a.sec != b.sec {
+			return cmp.Compare(b.sec, a.sec)
+		}
+		if a.nsec != b.nsec {
+			return cmp.Compare(b.nsec, a.nsec)
 		}
 		return cmp.Compare(all[a.i].ID, all[b.i].ID)
 	})
-	sorted := make([]Image, len(all))
-	for i, k := range keys {
-		sorted[i] = all[k.i]
+	// keys[to].i is where to's image lies: each cycle of places is gone round.
+	for start := range keys {
+		if int(keys[start].i) == start {
+			continue
+		}
+		first := all[start]
+		to := start
+		for from := int(keys[to].i); from != start; to, from = from, int(keys[from].i) {
+			all[to] = all[from]
+			keys[to].i = int32(to)
+		}
+		all[to] = first
+		keys[to].i = int32(to)
 	}
-	return sorted
+	return all
 }
 
 // manySelected is from how many names on reading all images is faster than
