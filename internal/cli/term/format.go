@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"text/template"
 
@@ -41,12 +42,9 @@ func PrintRows[Row any](w io.Writer, format string, header Header, rows []Row) e
 		return fmt.Errorf("template parsing error: %w", err)
 	}
 	escapeRows[Row](tmpl)
-	var body bytes.Buffer
-	for _, row := range rows {
-		if err := tmpl.Execute(&body, row); err != nil {
-			return fmt.Errorf("template parsing error: %w", err)
-		}
-		body.WriteByte('\n')
+	body, err := fill(tmpl, rows)
+	if err != nil {
+		return fmt.Errorf("template parsing error: %w", err)
 	}
 	if !table {
 		_, err := body.WriteTo(w)
@@ -66,6 +64,33 @@ func PrintRows[Row any](w io.Writer, format string, header Header, rows []Row) e
 		return err
 	}
 	return out.Flush()
+}
+
+// fill prints the rows by the template, many of them on two cores: of a list
+// of 10,000 images templates are an eighth.
+func fill[Row any](tmpl *template.Template, rows []Row) (*bytes.Buffer, error) {
+	const many = 1000
+	var second *bytes.Buffer
+	var failed error
+	var wg sync.WaitGroup
+	if n := len(rows) / 2; n >= many {
+		rest := rows[n:]
+		rows = rows[:n]
+		wg.Go(func() { second, failed = fill(tmpl, rest) })
+	}
+	var body bytes.Buffer
+	for _, row := range rows {
+		if err := tmpl.Execute(&body, row); err != nil {
+			wg.Wait()
+			return nil, err
+		}
+		body.WriteByte('\n')
+	}
+	wg.Wait()
+	if second != nil {
+		body.Write(second.Bytes())
+	}
+	return &body, failed
 }
 
 // escapeRows makes {{json .}} print a row as the format "json" does: with <>&
