@@ -274,6 +274,12 @@ func (s *Store) sweepLeases() error {
 // it is us, may not enter.
 func removeAll(path string) error {
 	err := os.RemoveAll(path)
+	for range 100 { // another process may be moving its own rubbish into a trash that is being swept
+		if !errors.Is(err, unix.ENOTEMPTY) {
+			break
+		}
+		err = os.RemoveAll(path)
+	}
 	if err == nil || !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
